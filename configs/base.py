@@ -1,0 +1,110 @@
+"""What both scenarios' configs share: fields, strategies, and the checks of a config's values."""
+
+from ml_collections import ConfigDict, config_dict
+
+FIELDS = {
+    "pe_relu": {"num_frequencies": 10},
+    "siren": {"w0": 15.0},
+    "finer": {"w0": 5.0, "detach_scale": True, "first_bias": 0.0},
+    "diner": {"table_features": 1, "table_range": 1e-4},
+}
+LEARNING_RATES = {"pe_relu": 1e-3, "siren": 1e-3, "finer": 1e-3, "diner": 1e-2}
+STRATEGIES = ("finetune", "distillation")
+
+
+def make_config(scenario: str, argument: str, distillation_weight: float) -> ConfigDict:
+    """The config of a scenario for an argument "FIELD,STRATEGY".
+
+    Raises:
+      ValueError: if the argument is anything else; the message lists what there is.
+    """
+    words = argument.split(",")
+    if len(words) != 2 or words[0] not in FIELDS or words[1] not in STRATEGIES:
+        raise ValueError(
+            f"expected configs/{scenario}.py:FIELD,STRATEGY with FIELD one of {', '.join(FIELDS)} "
+            f"and STRATEGY one of {', '.join(STRATEGIES)}; got {argument!r}."
+        )
+    field, strategy = words
+    config = ConfigDict()
+    config.scenario = scenario
+    config.seed = 0
+    config.num_steps = 500  # of Adam, per task
+    config.batch_size = 4096  # points per step; 0 is every voxel of the task
+    config.learning_rate = LEARNING_RATES[field]
+    config.huber_delta = 1.0
+    # How many patients at once: 0 is all; None is one per device on CPUs, all elsewhere.
+    config.patients_per_batch = config_dict.placeholder(int)
+
+    config.field = ConfigDict({"name": field, "width": 256, "depth": 3, **FIELDS[field]})
+
+    config.strategy = strategy
+    if strategy == "distillation":
+        config.distillation = ConfigDict()
+        config.distillation.weight = distillation_weight
+        config.distillation.points = "voxels"  # or "continuous": anywhere between them
+
+    config.data = ConfigDict()
+    config.data.root = ""  # the folder of patientNNN folders; empty is the built-in phantom
+    config.data.patients = ""  # comma-separated; empty is all
+    return config
+
+
+def check_config(config: ConfigDict) -> None:
+    """Refuses values that no run can be made with.
+
+    Raises:
+      ValueError: with one line for each of them.
+    """
+    field = config.field
+    faults = []
+
+    def check(name, good, wanted):
+        value = config
+        for part in name.split("."):
+            value = value[part]
+        if not good(value):
+            faults.append(f"config.{name} must be {wanted}, got {value!r}.")
+
+    def positive(x):
+        return 0 < x < float("inf")
+
+    def at_least(low):
+        return lambda x: low <= x
+
+    check("seed", lambda x: 0 <= x < 2**32, "from 0 to 2^32 - 1")
+    check("num_steps", at_least(1), "at least 1")
+    check("batch_size", at_least(0), "at least 1, or 0 for every voxel")
+    check("learning_rate", positive, "positive")
+    check("huber_delta", positive, "positive")
+    check("patients_per_batch", lambda x: x is None or x >= 0, "at least 1, or 0 for all")
+    check("field.width", at_least(1), "at least 1")
+    check("field.depth", at_least(1), "at least 1")
+    for name in ("w0", "table_range"):
+        if name in field:
+            check(f"field.{name}", positive, "positive")
+    for name in ("num_frequencies", "table_features"):
+        if name in field:
+            check(f"field.{name}", at_least(1), "at least 1")
+    if "first_bias" in field:
+        check("field.first_bias", lambda x: 0 <= x < float("inf"), "at least 0")
+    # The argument of the config file chose what the sections hold; a flag cannot change it.
+    check("field.name", lambda x: set(FIELDS.get(x, ())) <= set(field), "set by :FIELD,STRATEGY")
+    check(
+        "strategy",
+        lambda x: x in STRATEGIES and (x in config or x == "finetune"),
+        "set by :FIELD,STRATEGY",
+    )
+    if "distillation" in config:
+        check("distillation.weight", lambda x: 0 < x < float("inf"), "positive")
+        check(
+            "distillation.points",
+            lambda x: x in ("voxels", "continuous"),
+            "'voxels' or 'continuous'",
+        )
+        if field.name == "diner" and config.distillation.points == "continuous":
+            faults.append(
+                "config.distillation.points must be 'voxels' for diner: its table has "
+                "nothing between them."
+            )
+    if faults:
+        raise ValueError("\n".join(faults))

@@ -1,0 +1,257 @@
+"""Fits one field with one strategy to every patient, task by task.
+
+    python -m experiments.train --config=configs/domain_expansion.py:siren,distillation \\
+        --config.data.root=/data/ACDC/training --workdir=runs/siren
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import platform
+import sys
+import time
+from pathlib import Path
+
+import absl.logging
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from configs.base import check_config
+from nfcl_jax import checkpoints, continual
+from nfcl_jax.data.acdc import DataError, read_scans
+from nfcl_jax.data.phantom import write_phantom
+from nfcl_jax.fields import create_field, init_params, num_parameters
+from nfcl_jax.reporting.records import (
+    METRIC_TITLES,
+    Label,
+    format_score,
+    summarise,
+    write_csv,
+    write_text,
+)
+from nfcl_jax.scenarios import SCENARIOS, Scan, Task, num_channels
+from nfcl_jax.strategies import create_strategy
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/SCENARIO.py:FIELD,STRATEGY")
+_WORKDIR = flags.DEFINE_string("workdir", None, "new folder for everything that the run writes")
+
+log = logging.getLogger("nfcl_jax")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    console = Console()
+    try:
+        run(_CONFIG.value, Path(_WORKDIR.value), console)
+    except (DataError, FileExistsError, ValueError) as error:
+        console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
+        sys.exit(2)
+
+
+def run(config: ConfigDict, workdir: Path, console: Console) -> None:
+    """One run: reads the scans, learns every task, and writes all results below `workdir`.
+
+    Raises:
+      ValueError: if the config holds values that no run can be made with.
+      DataError: if the scans cannot be used.
+      FileExistsError: if `workdir` holds a run already.
+    """
+    check_config(config)
+    if (workdir / "config.json").exists():
+        raise FileExistsError(f"{workdir}: holds a run already; choose another --workdir.")
+    workdir.mkdir(parents=True, exist_ok=True)
+    _log_to(workdir / "train.log", console)
+    scans = read_data(config, workdir)
+    tasks = SCENARIOS[config.scenario](config.huber_delta)
+    scan_records = describe_scans(scans, tasks, config)
+    write_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2))
+    write_text(workdir / "patients.json", json.dumps(scan_records, indent=2))
+    mesh = continual.device_mesh()
+    log.info(
+        "%s, Python %s, JAX %s on %d x %s",
+        platform.node(),
+        platform.python_version(),
+        jax.__version__,
+        mesh.devices.size,
+        mesh.devices.flat[0].device_kind,
+    )
+
+    label = Label(config.scenario, config.field.name, config.strategy, config.seed)
+    settings = continual.Settings(
+        config.learning_rate,
+        config.num_steps,
+        config.batch_size,
+        config.patients_per_batch,
+        config.seed,
+    )
+    metrics, fits = [], []
+    started = time.monotonic()
+    with TaskProgress(console, len(tasks), scans, settings, mesh) as bar:
+        for result in continual.learn(
+            scans, tasks, config.field, create_strategy(config), settings, mesh, bar.update
+        ):
+            metrics += result.metrics
+            fits += result.fits
+            write_csv(workdir / "metrics.csv", metrics, label)
+            write_csv(workdir / "fits.csv", fits)
+            metadata = {"config": config.to_dict(), "scans": scan_records}
+            checkpoints.save(workdir, result.number, result.params, metadata)
+            _log_task(result, tasks)
+    summary = summarise(metrics, fits)
+    write_csv(workdir / "summary.csv", summary, label)
+    log.info("done in %.0f s; everything is in %s", time.monotonic() - started, workdir)
+    console.print(summary_table(summary, label, tasks, len({scan.patient for scan in scans})))
+
+
+def read_data(config: ConfigDict, workdir: Path) -> list[Scan]:
+    """The scans of the config's patients; of the phantom, written first, if it names no root."""
+    root = config.data.root
+    if not root:
+        root = write_phantom(workdir / "phantom")
+        log.info("no config.data.root: running on the built-in phantom, written to %s", root)
+    patients = [name.strip() for name in config.data.patients.split(",") if name.strip()]
+    return read_scans(root, config.scenario, patients)
+
+
+def describe_scans(scans: list[Scan], tasks: tuple[Task, ...], config: ConfigDict) -> list[dict]:
+    """What patients.json holds of each scan; logs how large its field is."""
+    records = []
+    for scan in scans:
+        voxels = scan.intensities.size
+        field = create_field(config.field, num_channels(tasks), rows=voxels)
+        init = functools.partial(init_params, field, axes=len(scan.shape))
+        parameters = num_parameters(jax.eval_shape(init, jax.random.key(0)))
+        log.info(
+            "%s: %s voxels, %d parameters, %.3f per voxel",
+            scan.name,
+            " x ".join(map(str, scan.shape)),
+            parameters,
+            parameters / voxels,
+        )
+        record = dataclasses.asdict(scan) | {"shape": scan.shape, "parameters": parameters}
+        del record["intensities"], record["labels"]
+        records.append(record | {"affine": np.asarray(scan.affine).tolist()})
+    return records
+
+
+class TaskProgress:
+    """A progress bar over all steps of all tasks; moved between chunks, never inside one."""
+
+    def __init__(self, console, num_tasks, scans, settings, mesh):
+        _, batches = continual.make_batches(scans, settings.patients_per_batch, mesh)
+        self.num_tasks, self.num_steps = num_tasks, settings.num_steps
+        self.finished = 0  # steps of batches that are through
+        self.bar = Progress(
+            TextColumn("task {task.fields[number]}/" + str(num_tasks)),
+            TextColumn("{task.fields[patients]}"),
+            BarColumn(bar_width=24),
+            TextColumn("step {task.fields[step]}/" + str(settings.num_steps)),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self.id = self.bar.add_task(
+            "",
+            total=num_tasks * len(batches) * settings.num_steps,
+            number=1,
+            patients="compiling",
+            step=0,
+            loss="-",
+        )
+
+    def __enter__(self):
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self.bar.stop()
+
+    def update(self, progress: continual.Progress) -> None:
+        names = progress.patients
+        self.bar.update(
+            self.id,
+            completed=self.finished + progress.step,
+            number=progress.task,
+            patients=names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more",
+            step=progress.step,
+            loss=f"{progress.loss:.2e}",
+        )
+        if progress.step == self.num_steps:
+            self.finished += self.num_steps
+
+
+def summary_table(summary, label: Label, tasks: tuple[Task, ...], num_patients: int) -> Table:
+    """The summary as a table: a row per evaluation, a column per metric."""
+    table = Table(
+        title=f"{label.scenario}: {label.field}, {label.strategy}, seed {label.seed}, "
+        f"{num_patients} patient{'s' if num_patients > 1 else ''} (mean ± standard deviation)",
+        title_justify="left",
+    )
+    metrics = [m for m in METRIC_TITLES if any(row.metric == m for row in summary)]
+    table.add_column("after learning")
+    table.add_column("scored on")
+    for metric in metrics:
+        table.add_column(METRIC_TITLES[metric], justify="right")
+    any_failed = any(row.failed for row in summary)
+    if any_failed:
+        table.add_column("failed", justify="right")
+    for key in sorted({(row.trained_task, row.evaluated_task) for row in summary}):
+        rows = {row.metric: row for row in summary if (row.trained_task, row.evaluated_task) == key}
+        cells = [format_score(m, rows[m].mean, rows[m].std) if m in rows else "" for m in metrics]
+        failed = max(row.failed for row in rows.values())
+        if any_failed:
+            cells.append(f"{failed} of {num_patients}")
+        style = "bold" if key[0] == len(tasks) else None
+        table.add_row(tasks[key[0] - 1].name, tasks[key[1] - 1].name, *cells, style=style)
+        if failed:
+            without = [
+                format_score(m, rows[m].mean_without_failed, rows[m].std_without_failed)
+                if m in rows
+                else ""
+                for m in metrics
+            ]
+            table.add_row("", "  without failed", *without, "", style=style)
+    return table
+
+
+def _log_task(result: continual.TaskResult, tasks: tuple[Task, ...]) -> None:
+    task = tasks[result.number - 1]
+    log.info("task %d of %d (%s) learned and saved", result.number, len(tasks), task.name)
+    for fit in result.fits:
+        name = f"{fit.patient}/{fit.image}"
+        if fit.diverged:
+            step = fit.first_bad_step
+            log.warning("%s diverged in task %d: not finite from step %d on", name, fit.task, step)
+        if fit.collapsed:
+            log.warning("%s collapsed to a constant in task %d", name, fit.task)
+
+
+def _log_to(path: Path, console: Console) -> None:
+    """Sends the log to the file and to the screen, above the progress bar."""
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    to_file = logging.FileHandler(path)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    to_screen = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+    log.addHandler(to_file)
+    log.addHandler(to_screen)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells each of its steps
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,252 @@
+"""The loop over tasks: fit every scan to a task, score it on all tasks so far, go on."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from nfcl_jax import evaluation
+from nfcl_jax.fields import Params, create_field, resize_table
+from nfcl_jax.scenarios import Scan, Task, merge_domains, num_channels
+from nfcl_jax.strategies import Strategy, finetune
+from nfcl_jax.training import (
+    Lesson,
+    Losses,
+    Outputs,
+    Recipe,
+    compile_for,
+    padded_size,
+    stack_scans,
+)
+
+STEPS_PER_CHUNK = 50  # steps between two looks at the losses
+
+
+class Settings(NamedTuple):
+    """How every task is fitted. `batch_size` 0 is every voxel, `patients_per_batch` 0 is all,
+    None is one per device on CPUs and all elsewhere."""
+
+    learning_rate: float
+    num_steps: int
+    batch_size: int
+    patients_per_batch: int | None
+    seed: int
+
+
+class Metric(NamedTuple):
+    """One score of one scan; tasks count from 1."""
+
+    patient: str
+    image: str
+    trained_task: int
+    evaluated_task: int
+    metric: str
+    value: float
+
+
+class Fit(NamedTuple):
+    """How one scan's fit to one task ended. `first_bad_step` is the first step, from 1, whose
+    loss was not finite, or 0."""
+
+    patient: str
+    image: str
+    task: int
+    final_loss: float
+    final_penalty: float
+    collapsed: bool
+    diverged: bool
+    first_bad_step: int
+
+
+class TaskResult(NamedTuple):
+    """What a task left, with parameters by the scan's name."""
+
+    number: int
+    params: dict[str, Params]
+    metrics: list[Metric]
+    fits: list[Fit]
+
+
+class Progress(NamedTuple):
+    """Where the work is: `step` of this task's steps is done for `patients`."""
+
+    task: int
+    patients: tuple[str, ...]
+    step: int
+    loss: float
+
+
+def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of the devices (all, if None) along one axis, over which patients are spread."""
+    devices = jax.devices() if devices is None else list(devices)
+    return jax.make_mesh(
+        (len(devices),), ("patients",), axis_types=(AxisType.Auto,), devices=devices
+    )
+
+
+def make_batches(scans: Sequence[Scan], patients_per_batch: int | None, mesh: Mesh):
+    """Scans of similar size together, as many at once as `patients_per_batch` says, rounded up to
+    a multiple of the devices."""
+    devices = mesh.devices.size
+    if patients_per_batch is None:
+        patients_per_batch = devices if mesh.devices.flat[0].platform == "cpu" else 0
+    count = min(patients_per_batch or len(scans), len(scans))
+    count = -(-count // devices) * devices
+    ordered = sorted(scans, key=lambda scan: (scan.intensities[0].size, scan.name))
+    return count, [ordered[i : i + count] for i in range(0, len(ordered), count)]
+
+
+def learn(
+    scans: Sequence[Scan],
+    tasks: Sequence[Task],
+    field: Mapping[str, Any],
+    strategy: Strategy,
+    settings: Settings,
+    mesh: Mesh,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Iterator[TaskResult]:
+    """Fits a field to every scan, task by task.
+
+    The scans go through the compiled program of a task in batches; what a scan gets does not
+    depend on the batch that it is in. Parameters wait on the host between tasks.
+
+    Args:
+      scans: all with the same number of frames.
+      tasks: in the order in which they are learned.
+      field: the field's name and constants, as `fields.create_field` takes them.
+      strategy: from `strategies`; used from the second task on.
+      settings: see there.
+      mesh: from `device_mesh`.
+      on_progress: called between chunks of steps.
+
+    Yields:
+      A result after each task, with scores on every task so far.
+    """
+    per_batch, batches = make_batches(scans, settings.patients_per_batch, mesh)
+    params: dict[str, Params] = {}
+    for number in range(1, len(tasks) + 1):
+        metrics, fits = [], []
+        seen = tasks[:number]
+        for batch in batches:
+            learned, losses, outputs = _learn_task(
+                batch, per_batch, seen, params, field, strategy, settings, mesh, on_progress
+            )
+            for i, scan in enumerate(batch):
+                params[scan.name] = learned[i]
+                metrics += _score(scan, seen, outputs[i])
+                fits.append(_judge(scan, seen[-1], number, losses[i], outputs[i]))
+        yield TaskResult(number, dict(params), sorted(metrics), sorted(fits))
+
+
+def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh, on_progress):
+    """Fits one batch to the last of `tasks`; parameters, losses and rendered outputs per scan."""
+    number, task = len(tasks), tasks[-1]
+    earlier = merge_domains(tasks[:-1])
+    num_voxels = padded_size(max(scan.intensities[0].size for scan in batch))
+    rows = batch[0].num_frames * num_voxels
+    recipe = Recipe(
+        field=create_field(field, num_channels(tasks), rows),
+        strategy=strategy if earlier else finetune(),
+        learning_rate=settings.learning_rate,
+        num_steps=settings.num_steps,
+        batch_size=settings.batch_size,
+        num_voxels=num_voxels,
+    )
+    past_frames = list(earlier.values())
+    first_past = min((first for first, _ in past_frames), default=0)
+    stop_past = max((stop for _, stop in past_frames), default=0)
+    whole = settings.batch_size == 0
+    outputs = Outputs(
+        new=task.output,
+        past=tuple(earlier),
+        num_frames=task.frames[1] - task.frames[0],
+        # Only a step over every voxel needs to know; otherwise one program serves every task.
+        num_past_frames=stop_past - first_past if whole else batch[0].num_frames,
+    )
+    lesson = Lesson(
+        number=jnp.int32(number),
+        frames=jnp.array(task.frames, jnp.int32),
+        past_frames=jnp.array(past_frames, jnp.int32).reshape(-1, 2),
+    )
+    largest = max(scan.intensities[0].size for scan in batch)
+    # A short last batch is filled up with repetitions, so that it runs in the same program.
+    filled = [batch[i % len(batch)] for i in range(per_batch)]
+    patients = stack_scans(filled, num_voxels, settings.seed)
+    before = None
+    if number > 1:
+        padded = [resize_table(params[scan.name], rows) for scan in filled]
+        before = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+
+    programs = compile_for(mesh)
+    state, memory = programs.start_task(
+        recipe, outputs, before, patients, lesson, jnp.int32(stop_past * largest)
+    )
+    chunks: list[Losses] = []
+    for first in range(0, settings.num_steps, STEPS_PER_CHUNK):
+        stop = min(first + STEPS_PER_CHUNK, settings.num_steps)
+        state, losses = programs.fit_steps(
+            recipe,
+            outputs,
+            STEPS_PER_CHUNK,
+            state,
+            memory,
+            patients,
+            lesson,
+            jnp.int32(first),
+            jnp.int32(stop),
+        )
+        # The next chunk is on its way before the losses of this one are looked at.
+        if chunks:
+            _report(on_progress, number, batch, first, chunks[-1])
+        chunks.append(jax.tree.map(lambda x, n=stop - first: x[:, :n], losses))
+    _report(on_progress, number, batch, settings.num_steps, chunks[-1])
+
+    seen = max(stop_past, task.frames[1])
+    rendered = np.asarray(
+        programs.render(recipe.field, rows, state.params, patients, jnp.int32(seen * largest))
+    )
+    host_params = jax.device_get(state.params)
+    all_losses = Losses(*(np.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True)))
+    each = [jax.tree.map(lambda x, i=i: np.array(x[i]), host_params) for i in range(len(batch))]
+    return (
+        [resize_table(p, scan.intensities.size) for p, scan in zip(each, batch, strict=True)],
+        [Losses(fit, penalty) for fit, penalty in zip(*all_losses, strict=True)],
+        [_as_volumes(rendered[i], scan, seen) for i, scan in enumerate(batch)],
+    )
+
+
+def _report(on_progress, number, batch, step, losses: Losses) -> None:
+    last = np.asarray(losses.fit)[: len(batch), -1]
+    on_progress(Progress(number, tuple(scan.name for scan in batch), step, float(np.mean(last))))
+
+
+def _as_volumes(flat: np.ndarray, scan: Scan, num_frames: int) -> np.ndarray:
+    """Rendered points as (frames, x, y, z, channels)."""
+    shape = (num_frames, *scan.intensities.shape[1:])
+    return flat[: int(np.prod(shape))].reshape(*shape, flat.shape[-1])
+
+
+def _score(scan: Scan, tasks: Sequence[Task], outputs: np.ndarray) -> list[Metric]:
+    return [
+        Metric(scan.patient, scan.image, len(tasks), evaluated, metric, value)
+        for evaluated, task in enumerate(tasks, start=1)
+        for metric, value in evaluation.score(task, scan, outputs).items()
+    ]
+
+
+def _judge(scan: Scan, task: Task, number: int, losses: Losses, outputs: np.ndarray) -> Fit:
+    bad = np.flatnonzero(~np.isfinite(losses.fit + losses.penalty))
+    diverged = bool(bad.size) or evaluation.has_diverged(task, outputs)
+    return Fit(
+        patient=scan.patient,
+        image=scan.image,
+        task=number,
+        final_loss=float(losses.fit[-1]),
+        final_penalty=float(losses.penalty[-1]),
+        collapsed=not diverged and evaluation.has_collapsed(task, scan, outputs),
+        diverged=diverged,
+        first_bad_step=int(bad[0]) + 1 if bad.size else 0,
+    )

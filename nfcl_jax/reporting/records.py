@@ -1,0 +1,115 @@
+"""The CSV files of a run, and their summary over patients."""
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from nfcl_jax.continual import Fit, Metric
+
+
+class Label(NamedTuple):
+    """What tells the rows of one run from another's."""
+
+    scenario: str
+    field: str
+    strategy: str
+    seed: int
+
+
+class Summary(NamedTuple):
+    """A metric over patients; `without_failed` leaves out collapsed and diverged fits.
+
+    `failed` counts patients with such a fit in any task up to `trained_task`. A standard
+    deviation over fewer than two patients is NaN.
+    """
+
+    trained_task: int
+    evaluated_task: int
+    metric: str
+    patients: int
+    mean: float
+    std: float
+    failed: int
+    mean_without_failed: float
+    std_without_failed: float
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_csv(path: Path, rows: Sequence[NamedTuple], label: Label | None = None) -> None:
+    """One line per row with the fields' names as header, after those of `label`; floats are
+    written with all their digits. No file is written if there are no rows."""
+    if not rows:
+        return
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*(label._fields if label else ()), *rows[0]._fields])
+    writer.writerows([*(label or ()), *row] for row in rows)
+    write_text(path, buffer.getvalue())
+
+
+def summarise(metrics: Iterable[Metric], fits: Iterable[Fit]) -> list[Summary]:
+    """Means and standard deviations over patients of every task right after it was learned, and of
+    the first and the last task after the last one.
+
+    A patient's images (ED and ES) are averaged first. Scores that are NaN, such as the Dice
+    coefficient of a class that is in neither mask, count as absent.
+    """
+    metrics = list(metrics)
+    bad = [(fit.patient, fit.image, fit.task) for fit in fits if fit.collapsed or fit.diverged]
+    last = max((row.trained_task for row in metrics), default=0)
+    groups: dict[tuple[int, int, str], dict[str, list[tuple[float, bool]]]] = {}
+    for row in metrics:
+        pair = (row.trained_task, row.evaluated_task)
+        if row.trained_task == row.evaluated_task or pair == (last, 1):
+            failed = any(
+                (row.patient, row.image) == (patient, image) and task <= row.trained_task
+                for patient, image, task in bad
+            )
+            group = groups.setdefault((*pair, row.metric), {})
+            group.setdefault(row.patient, []).append((row.value, failed))
+    return [
+        Summary(
+            *key,
+            len(patients),
+            *_mean_std([[v for v, _ in scores] for scores in patients.values()]),
+            sum(any(failed for _, failed in scores) for scores in patients.values()),
+            *_mean_std([[v for v, failed in s if not failed] for s in patients.values()]),
+        )
+        for key, patients in sorted(groups.items())
+    ]
+
+
+def _mean_std(values: list[list[float]]) -> tuple[float, float]:
+    """Mean and sample standard deviation over patients of each one's mean over images."""
+    present = [[v for v in images if not math.isnan(v)] for images in values]
+    means = [float(np.mean(images)) for images in present if images]
+    mean = float(np.mean(means)) if means else float("nan")
+    return mean, float(np.std(means, ddof=1)) if len(means) > 1 else float("nan")
+
+
+METRIC_TITLES: Mapping[str, str] = {
+    "psnr": "PSNR [dB]",
+    "ssim": "SSIM",
+    "dsc_rv": "DSC RV",
+    "dsc_myo": "DSC myo",
+    "dsc_lv": "DSC LV",
+    "dsc": "DSC",
+}
+
+
+def format_score(metric: str, mean: float, std: float) -> str:
+    """ "31.2 ± 0.4" for a PSNR, "0.812 ± 0.010" for the others; without a deviation if NaN."""
+    digits = 1 if metric == "psnr" else 3
+    return f"{mean:.{digits}f}" + ("" if math.isnan(std) else f" ± {std:.{digits}f}")

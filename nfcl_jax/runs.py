@@ -1,0 +1,120 @@
+"""Opens the folder of a finished or unfinished run."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from nfcl_jax import checkpoints
+from nfcl_jax.fields import Params, create_field, num_output_channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's folder.
+
+    Attributes:
+      workdir: the folder.
+      config: the config that made it, as nested dictionaries.
+      scans: for each scan its patient, image, shape, frames and spacing, as in patients.json.
+      tasks: numbers of the tasks that have a checkpoint, from 1.
+    """
+
+    workdir: Path
+    config: dict[str, Any]
+    scans: list[dict[str, Any]]
+    tasks: tuple[int, ...]
+
+    def params(self, patient: str, task: int, image: str | None = None) -> Params:
+        """One scan's parameters after a task, as numpy arrays; see `field` for the arguments."""
+        scan = self._scan(patient, image)
+        self._check_task(task)
+        return checkpoints.load(self.workdir, task, scan["patient"], scan["image"])
+
+    def field(
+        self, patient: str, task: int, image: str | None = None
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """One patient's field after a task, as a plain function.
+
+        Args:
+          patient: such as "patient001".
+          task: number of the task, from 1.
+          image: "cine", "ED" or "ES"; may be left out where the patient has one image.
+
+        Returns:
+          A function of coordinates in [-1, 1], (points, 3) as (x, y, z) or (points, 4) as
+          (x, y, z, t), or for DINER of flat voxel indices, (points,), in C order over the scan's
+          `shape`. It returns raw outputs (points, channels): the intensity, then from task 2 of
+          signal expansion the logits of four classes. It raises ValueError for points of another
+          shape or off DINER's grid.
+
+        Raises:
+          KeyError: if the run has no such patient, image or task.
+        """
+        scan = self._scan(patient, image)
+        params = self.params(patient, task, image)
+        shape = tuple(scan["shape"])
+        size = int(np.prod(shape))
+        module = create_field(self.config["field"], num_output_channels(params), rows=size)
+
+        def at_voxels(index):
+            index = np.asarray(index)
+            if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
+                raise ValueError(
+                    f"DINER takes flat voxel indices, integers of shape (points,); got "
+                    f"{index.dtype} of shape {index.shape}."
+                )
+            if index.size and not 0 <= index.min() <= index.max() < size:
+                raise ValueError(
+                    f"off the grid: the indices of a {shape} grid run from 0 to {size - 1}, got "
+                    f"{index.min()} to {index.max()}."
+                )
+            return np.asarray(module.apply(params, jnp.asarray(index)))
+
+        def at_coords(coords):
+            coords = np.asarray(coords, np.float32)
+            if coords.ndim != 2 or coords.shape[1] != len(shape):
+                raise ValueError(f"expected shape (points, {len(shape)}), got {coords.shape}.")
+            return np.asarray(module.apply(params, jnp.asarray(coords)))
+
+        return at_voxels if module.on_grid else at_coords
+
+    def _scan(self, patient: str, image: str | None) -> dict[str, Any]:
+        found = [
+            scan
+            for scan in self.scans
+            if scan["patient"] == patient and image in (None, scan["image"])
+        ]
+        if len(found) != 1:
+            known = ", ".join(f"{scan['patient']}/{scan['image']}" for scan in self.scans)
+            what = f"{patient}/{image}" if image else patient
+            problem = "say which image" if found else "not in this run"
+            raise KeyError(f"{what}: {problem}; there are {known}")
+        return found[0]
+
+    def _check_task(self, task: int) -> None:
+        if task not in self.tasks:
+            raise KeyError(f"no checkpoint of task {task}; there are {list(self.tasks)}")
+
+
+def open_run(workdir: str | Path) -> Run:
+    """Opens a run's folder; nothing but its description is read.
+
+    Raises:
+      FileNotFoundError: if the folder holds no run.
+    """
+    workdir = Path(workdir)
+    config, scans = workdir / "config.json", workdir / "patients.json"
+    for path in (config, scans):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: missing; {workdir} is not the folder of a run.")
+    tasks = sorted(
+        int(path.name.removeprefix("task_"))
+        for path in (workdir / "checkpoints").glob("task_*")
+        if path.name.removeprefix("task_").isdecimal()
+    )
+    return Run(workdir, json.loads(config.read_text()), json.loads(scans.read_text()), tuple(tasks))

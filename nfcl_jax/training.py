@@ -1,0 +1,292 @@
+"""Fitting one patient to one task, and then all patients of a batch at once.
+
+Everything with `Patient` in its signature is written for one patient. `over_patients` maps it
+over a batch: vmap on each device, and the devices each take their share of the patients.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int, Key
+
+from nfcl_jax import coordinates
+from nfcl_jax.coordinates import Points
+from nfcl_jax.fields import (
+    Params,
+    field_inputs,
+    grow_output,
+    init_params,
+    num_output_channels,
+    render,
+)
+from nfcl_jax.losses import weighted_mean
+from nfcl_jax.scenarios import Output, Scan
+from nfcl_jax.strategies import Past, Strategy
+
+
+class Recipe(NamedTuple):
+    """How a field is fitted; static under jit, so equal recipes share compiled programs."""
+
+    field: nn.Module
+    strategy: Strategy
+    learning_rate: float
+    num_steps: int
+    batch_size: int  # points per step; 0 is every voxel of the task
+    num_voxels: int  # of one frame, padded: the longest patient's of the batch
+
+
+class Patient(NamedTuple):
+    """A scan as the training sees it: flat and padded, with its own shape and random key."""
+
+    intensities: Float[Array, " points"]
+    labels: Int[Array, " points"] | None
+    shape: Int[Array, " axes"]
+    key: Key[Array, ""]
+
+
+class Lesson(NamedTuple):
+    """A task as the training step sees it. The frames are arrays, so that the next task of the
+    same kind runs in the same compiled program."""
+
+    number: Int[Array, ""]
+    frames: Int[Array, "2"]
+    past_frames: Int[Array, "outputs 2"]
+
+
+class Outputs(NamedTuple):
+    """The part of a task that is static: what is learned, and what was learned before."""
+
+    new: Output
+    past: tuple[Output, ...]
+    num_frames: int
+    num_past_frames: int
+
+
+class TrainState(NamedTuple):
+    params: Params
+    opt_state: optax.OptState
+
+
+class Losses(NamedTuple):
+    """Of each step: the loss on the new task, and what the strategy added to it."""
+
+    fit: Float[Array, "*steps"]
+    penalty: Float[Array, "*steps"]
+
+
+def stable_hash(name: str) -> int:
+    """A 32-bit hash that is the same in every process and version of Python."""
+    return zlib.crc32(name.encode())
+
+
+def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
+    """A key for one purpose, by its name: adding a purpose leaves the others' numbers alone."""
+    return jax.random.fold_in(key, stable_hash(name))
+
+
+def padded_size(size: int) -> int:
+    """`size` rounded up by at most an eighth, to one of eight sizes per power of two, so that
+    batches of similar patients share compiled programs."""
+    step = 1 << max(size.bit_length() - 4, 0)
+    return -(-size // step) * step
+
+
+def stack_scans(scans: Sequence[Scan], num_voxels: int, seed: int) -> Patient:
+    """Patients with a leading batch axis, padded to `num_voxels` per frame.
+
+    A patient's key comes from the seed and the scan's name alone, never from its place.
+    """
+
+    def flat(volume, dtype):
+        values = np.zeros(num_voxels * len(volume), dtype)
+        values[: volume.size] = volume.ravel()
+        return values
+
+    root = jax.random.key(seed)
+    has_labels = scans[0].labels is not None
+    return Patient(
+        intensities=jnp.stack([flat(scan.intensities, np.float32) for scan in scans]),
+        labels=jnp.stack([flat(scan.labels, np.int32) for scan in scans]) if has_labels else None,
+        shape=jnp.array([scan.shape for scan in scans], jnp.int32),
+        key=jnp.stack([stream(root, scan.name) for scan in scans]),
+    )
+
+
+def targets_at(output: Output, patient: Patient, index: Int[Array, " points"]):
+    """What `output` should be at voxels: intensities, or one-hot classes."""
+    if output.name == "image":
+        return patient.intensities[index][:, None]
+    return jax.nn.one_hot(patient.labels[index], output.num_channels)
+
+
+def optimiser(recipe: Recipe) -> optax.GradientTransformation:
+    return optax.adam(recipe.learning_rate)
+
+
+def draw_points(recipe: Recipe, num_frames: int, start, stop, key) -> Points:
+    """The points of one step on a domain of flat indices: a sample, or every voxel."""
+    if recipe.batch_size == 0:
+        return coordinates.all_points(num_frames * recipe.num_voxels, start, stop)
+    return coordinates.sample_points(key, recipe.batch_size, start, stop)
+
+
+def past_of(recipe: Recipe, outputs: Outputs, patient: Patient, lesson: Lesson, last_voxel) -> Past:
+    """What the strategy may ask about the earlier tasks."""
+    frames = jnp.stack([lesson.past_frames[:, 0].min(), lesson.past_frames[:, 1].max()])
+    start, stop = coordinates.frame_range(frames, patient.shape)
+    num_voxels = outputs.num_past_frames * recipe.num_voxels
+    return Past(
+        field=recipe.field,
+        shape=patient.shape,
+        outputs=outputs.past,
+        frames=lesson.past_frames,
+        draw=lambda key: draw_points(recipe, outputs.num_past_frames, start, stop, key),
+        num_voxels=num_voxels,
+        last_voxel=last_voxel,
+        points_asked=recipe.num_steps * (recipe.batch_size or num_voxels),
+    )
+
+
+def start_task(
+    recipe: Recipe,
+    outputs: Outputs,
+    params: Params | None,
+    patient: Patient,
+    lesson: Lesson,
+    last_voxel: Int[Array, ""],
+) -> tuple[TrainState, Any]:
+    """State and the strategy's memory at the start of a task.
+
+    The parameters are fresh for the first task (`params` None), else the last task's, with the
+    output layer grown where the task needs more channels. The optimiser is always fresh.
+    """
+    key = stream(jax.random.fold_in(patient.key, lesson.number), "init")
+    fresh = init_params(recipe.field, key, axes=patient.shape.size)
+    if params is None:
+        return TrainState(fresh, optimiser(recipe).init(fresh)), None
+    known = num_output_channels(params)
+    past = past_of(recipe, outputs, patient, lesson, last_voxel)
+    memory = recipe.strategy.remember(
+        past._replace(field=recipe.field.clone(channels=known)), params
+    )
+    # A copy, because the state's buffers are donated to each step and the memory's are not.
+    params = jax.tree.map(jnp.copy, params)
+    if known < recipe.field.channels:
+        params = grow_output(params, fresh)
+    return TrainState(params, optimiser(recipe).init(params)), memory
+
+
+def fit_steps(
+    recipe: Recipe,
+    outputs: Outputs,
+    chunk: int,
+    state: TrainState,
+    memory: Any,
+    patient: Patient,
+    lesson: Lesson,
+    first_step: Int[Array, ""],
+    stop_step: Int[Array, ""],
+) -> tuple[TrainState, Losses]:
+    """Steps `first_step` to `stop_step - 1` of Adam on one task; at most `chunk` of them.
+
+    Each step draws points of the task, asks the field there and, in the same pass, wherever the
+    strategy recalls, and minimises the fitting loss plus the strategy's penalty.
+    """
+    key = jax.random.fold_in(patient.key, lesson.number)
+    start, stop = coordinates.frame_range(lesson.frames, patient.shape)
+    past = past_of(recipe, outputs, patient, lesson, stop) if outputs.past else None
+    adam = optimiser(recipe)
+
+    def step(i, carry):
+        state, losses = carry
+        points = draw_points(
+            recipe, outputs.num_frames, start, stop, jax.random.fold_in(stream(key, "fit"), i)
+        )
+        inputs = field_inputs(recipe.field, points.index, patient.shape)
+        targets = targets_at(outputs.new, patient, points.index)
+        recall = None
+        if past is not None:
+            recall_key = jax.random.fold_in(stream(key, "recall"), i)
+            recall = recipe.strategy.recall(past, memory, recall_key)
+        asked = inputs if recall is None else jnp.concatenate([inputs, recall.inputs])
+
+        def loss(params):
+            answers = recipe.field.apply(params, asked)
+            new = answers[: len(inputs), outputs.new.channels]
+            fit = weighted_mean(outputs.new.loss(new, targets), points.weights)
+            if past is None:
+                return fit, Losses(fit, jnp.zeros(()))
+            penalty = recipe.strategy.penalty(past, recall, answers[len(inputs) :])
+            return fit + penalty, Losses(fit, penalty)
+
+        gradient, values = jax.grad(loss, has_aux=True)(state.params)
+        updates, opt_state = adam.update(gradient, state.opt_state)
+        losses = jax.tree.map(lambda all, new: all.at[i - first_step].set(new), losses, values)
+        return TrainState(optax.apply_updates(state.params, updates), opt_state), losses
+
+    empty = Losses(jnp.zeros(chunk), jnp.zeros(chunk))
+    return jax.lax.fori_loop(first_step, stop_step, step, (state, empty))
+
+
+def over_patients(
+    function: Callable, mesh: Mesh, num_static: int, mapped: tuple[bool, ...], **jit
+) -> Callable:
+    """`function`, written for one patient, over a batch of them.
+
+    Args:
+      function: its first arguments are hashable, the others pytrees.
+      mesh: one axis, "patients"; its size must divide that of the batch.
+      num_static: how many hashable arguments there are.
+      mapped: for each pytree argument, whether it has a leading batch axis.
+      **jit: further arguments of `jax.jit`.
+
+    Returns:
+      The jitted function; every result has a leading batch axis.
+    """
+    spec = PartitionSpec("patients")
+
+    def batched(*arguments):
+        static, arrays = arguments[:num_static], arguments[num_static:]
+        one_patient = functools.partial(function, *static)
+        on_device = jax.vmap(one_patient, in_axes=tuple(0 if m else None for m in mapped))
+        return jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=tuple(spec if m else PartitionSpec() for m in mapped),
+            out_specs=spec,
+            check_vma=False,  # the patients never talk to each other
+        )(*arrays)
+
+    return jax.jit(batched, static_argnums=tuple(range(num_static)), **jit)
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a run, one patient's functions mapped over a batch."""
+
+    start_task: Callable
+    fit_steps: Callable
+    render: Callable
+
+
+@functools.lru_cache
+def compile_for(mesh: Mesh) -> Programs:
+    """`start_task`, `fit_steps` and `fields.render` over the patients of a batch on `mesh`."""
+    return Programs(
+        start_task=over_patients(start_task, mesh, 2, (True, True, False, False)),
+        fit_steps=over_patients(
+            fit_steps, mesh, 3, (True, True, True, False, False, False), donate_argnums=(3,)
+        ),
+        render=over_patients(_render_patient, mesh, 2, (True, True, False)),
+    )
+
+
+def _render_patient(field, num_points, params, patient, stop):
+    return render(field, params, patient.shape, num_points, stop)
