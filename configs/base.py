@@ -12,15 +12,20 @@ LEARNING_RATES = {"pe_relu": 1e-3, "siren": 1e-3, "finer": 1e-3, "diner": 1e-2}
 STRATEGIES = ("finetune", "distillation")
 
 
+class ConfigError(Exception):
+    """The config, or the argument that chooses it, is wrong. Not a ValueError, which
+    ml_collections would bury in a traceback."""
+
+
 def make_config(scenario: str, argument: str, distillation_weight: float) -> ConfigDict:
     """The config of a scenario for an argument "FIELD,STRATEGY".
 
     Raises:
-      ValueError: if the argument is anything else; the message lists what there is.
+      ConfigError: if the argument is anything else; the message lists what there is.
     """
     words = argument.split(",")
     if len(words) != 2 or words[0] not in FIELDS or words[1] not in STRATEGIES:
-        raise ValueError(
+        raise ConfigError(
             f"expected configs/{scenario}.py:FIELD,STRATEGY with FIELD one of {', '.join(FIELDS)} "
             f"and STRATEGY one of {', '.join(STRATEGIES)}; got {argument!r}."
         )
@@ -53,7 +58,7 @@ def check_config(config: ConfigDict) -> None:
     """Refuses values that no run can be made with.
 
     Raises:
-      ValueError: with one line for each of them.
+      ConfigError: with one line for each of them.
     """
     field = config.field
     faults = []
@@ -107,4 +112,4 @@ def check_config(config: ConfigDict) -> None:
                 "nothing between them."
             )
     if faults:
-        raise ValueError("\n".join(faults))
+        raise ConfigError("\n".join(faults))

@@ -5,6 +5,7 @@ python -m experiments.make_phantom --out=DIR --num_patients=3
 
 from absl import app, flags
 
+from experiments.commandline import launch
 from nfcl_jax.data.phantom import write_phantom
 
 _OUT = flags.DEFINE_string("out", None, "folder that gets patient001, patient002, ...")
@@ -20,5 +21,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["out"])
-    app.run(main)
+    launch(main, required=["out"])

@@ -9,7 +9,6 @@ import functools
 import json
 import logging
 import platform
-import sys
 import time
 from pathlib import Path
 
@@ -24,8 +23,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from configs.base import check_config
+from experiments.commandline import launch
 from nfcl_jax import checkpoints, continual
-from nfcl_jax.data.acdc import DataError, read_scans
+from nfcl_jax.data.acdc import read_scans
 from nfcl_jax.data.phantom import write_phantom
 from nfcl_jax.fields import create_field, init_params, num_parameters
 from nfcl_jax.reporting.records import (
@@ -48,19 +48,14 @@ log = logging.getLogger("nfcl_jax")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    console = Console()
-    try:
-        run(_CONFIG.value, Path(_WORKDIR.value), console)
-    except (DataError, FileExistsError, ValueError) as error:
-        console.print(f"error: {error}", style="bold red", markup=False, highlight=False)
-        sys.exit(2)
+    run(_CONFIG.value, Path(_WORKDIR.value), Console())
 
 
 def run(config: ConfigDict, workdir: Path, console: Console) -> None:
     """One run: reads the scans, learns every task, and writes all results below `workdir`.
 
     Raises:
-      ValueError: if the config holds values that no run can be made with.
+      ConfigError: if the config holds values that no run can be made with.
       DataError: if the scans cannot be used.
       FileExistsError: if `workdir` holds a run already.
     """
@@ -85,6 +80,7 @@ def run(config: ConfigDict, workdir: Path, console: Console) -> None:
     )
 
     label = Label(config.scenario, config.field.name, config.strategy, config.seed)
+    strategy = create_strategy(config.strategy, dict(config.get(config.strategy, {})))
     settings = continual.Settings(
         config.learning_rate,
         config.num_steps,
@@ -92,12 +88,11 @@ def run(config: ConfigDict, workdir: Path, console: Console) -> None:
         config.patients_per_batch,
         config.seed,
     )
+    field = config.field.to_dict()
     metrics, fits = [], []
     started = time.monotonic()
     with TaskProgress(console, len(tasks), scans, settings, mesh) as bar:
-        for result in continual.learn(
-            scans, tasks, config.field, create_strategy(config), settings, mesh, bar.update
-        ):
+        for result in continual.learn(scans, tasks, field, strategy, settings, mesh, bar.update):
             metrics += result.metrics
             fits += result.fits
             write_csv(workdir / "metrics.csv", metrics, label)
@@ -126,7 +121,7 @@ def describe_scans(scans: list[Scan], tasks: tuple[Task, ...], config: ConfigDic
     records = []
     for scan in scans:
         voxels = scan.intensities.size
-        field = create_field(config.field, num_channels(tasks), rows=voxels)
+        field = create_field(config.field.to_dict(), num_channels(tasks), rows=voxels)
         init = functools.partial(init_params, field, axes=len(scan.shape))
         parameters = num_parameters(jax.eval_shape(init, jax.random.key(0)))
         log.info(
@@ -253,5 +248,4 @@ def _log_to(path: Path, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    launch(main, required=["config", "workdir"])

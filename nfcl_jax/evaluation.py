@@ -6,6 +6,7 @@ from skimage.metrics import structural_similarity
 from nfcl_jax.scenarios import NUM_CLASSES, Scan, Task
 
 FOREGROUND = {"dsc_rv": 1, "dsc_myo": 2, "dsc_lv": 3}
+SSIM_WINDOW = 7  # voxels: the smallest in-plane size that can be scored
 COLLAPSED_CONTRAST = 0.01
 
 
@@ -21,7 +22,9 @@ def ssim(target: np.ndarray, prediction: np.ndarray) -> float:
     a 7 x 7 window and a data range of 1; the mean over slices."""
     pairs = zip(np.moveaxis(target, 2, 0), np.moveaxis(prediction, 2, 0), strict=True)
     return float(
-        np.mean([structural_similarity(a, b, win_size=7, data_range=1.0) for a, b in pairs])
+        np.mean(
+            [structural_similarity(a, b, win_size=SSIM_WINDOW, data_range=1.0) for a, b in pairs]
+        )
     )
 
 

@@ -32,16 +32,32 @@ def symmetric_uniform(bound: float):
     return init
 
 
-def _relu_layers(x, width: int, depth: int, channels: int):
-    """ReLU layers and a linear output; He-normal weights, zero biases.
+def _inverse_root(inputs: int):
+    """U(-1/sqrt(inputs), 1/sqrt(inputs))."""
+    return symmetric_uniform(inputs**-0.5)
 
-    With zero biases and this scale DINER's tiny first inputs keep their ReLUs alive; PyTorch's
-    default initialisation lets whole fits collapse to a constant.
-    """
-    he_normal = nn.initializers.he_normal()
-    for layer in range(depth):
-        x = nn.relu(nn.Dense(width, kernel_init=he_normal, name=f"hidden_{layer}")(x))
-    return nn.Dense(channels, kernel_init=he_normal, name="output")(x)
+
+def _lecun_normal(inputs: int):
+    """Normal weights of variance 1/inputs, cut off at two standard deviations."""
+    return nn.initializers.lecun_normal()
+
+
+def _zeros(inputs: int):
+    return nn.initializers.zeros
+
+
+def _relu_layers(x, width: int, depth: int, channels: int, kernel_init, bias_init):
+    """ReLU layers and a linear output; the initialisers are given the number of inputs."""
+    for layer in range(depth + 1):
+        inputs = x.shape[-1]
+        dense = nn.Dense(
+            width if layer < depth else channels,
+            kernel_init=kernel_init(inputs),
+            bias_init=bias_init(inputs),
+            name=f"hidden_{layer}" if layer < depth else "output",
+        )
+        x = nn.relu(dense(x)) if layer < depth else dense(x)
+    return x
 
 
 def _sine_layers(x, width: int, depth: int, channels: int, w0: float, activation, first_bias):
@@ -77,7 +93,11 @@ class PEReLU(nn.Module):
         scaled = coords[:, :, None] * (jnp.pi * 2.0 ** jnp.arange(self.num_frequencies))
         scaled = scaled.reshape(coords.shape[0], -1)
         encoded = jnp.concatenate([sine(scaled), cosine(scaled)], axis=-1)
-        return _relu_layers(encoded, self.width, self.depth, self.channels)
+        # PyTorch's default for linear layers: He's, which keeps the variance, leaves the random
+        # high-frequency output of a fresh encoding so large that 500 steps do not clear it away.
+        return _relu_layers(
+            encoded, self.width, self.depth, self.channels, _inverse_root, _inverse_root
+        )
 
 
 class SIREN(nn.Module):
@@ -146,7 +166,9 @@ class DINER(nn.Module):
             "table", symmetric_uniform(self.table_range), (self.rows, self.table_features)
         )
         entries = table.at[index].get(mode="fill", fill_value=jnp.nan)
-        return _relu_layers(entries, self.width, self.depth, self.channels)
+        # Zero biases: with PyTorch's default ones most fits of whole scans died in a later task,
+        # where the entries of a new frame all start near 0 and one bad bias kills every ReLU.
+        return _relu_layers(entries, self.width, self.depth, self.channels, _lecun_normal, _zeros)
 
 
 FIELDS: dict[str, type[nn.Module]] = {

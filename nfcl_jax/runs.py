@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -56,7 +57,7 @@ class Run:
           KeyError: if the run has no such patient, image or task.
         """
         scan = self._scan(patient, image)
-        params = self.params(patient, task, image)
+        params = jax.tree.map(jnp.asarray, self.params(patient, task, image))
         shape = tuple(scan["shape"])
         size = int(np.prod(shape))
         module = create_field(self.config["field"], num_output_channels(params), rows=size)

@@ -41,7 +41,7 @@ def _identity(outputs):
 
 
 @functools.lru_cache
-def image_output(huber_delta: float = 1.0) -> Output:
+def image_output(huber_delta: float) -> Output:
     """The intensity, channel 0. Equal arguments give the same object, so that programs compiled
     for it are found again."""
     return Output("image", 0, 1, functools.partial(losses.huber, delta=huber_delta), _identity)

@@ -17,7 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 
 def _round_to_bits(value: float, bits: int) -> float:
@@ -107,7 +107,7 @@ def _dispatch(polynomial, reference, x):
 
 
 @jax.custom_jvp
-def sine(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def sine(x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     """sin(x), elementwise, with d sin(x)/dx = `cosine(x)`; any order of derivative.
 
     float32 on a CPU: absolute error below 2e-7 for |x| <= 2e5 (see the module's docstring for
@@ -117,7 +117,7 @@ def sine(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 @jax.custom_jvp
-def cosine(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def cosine(x: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     """cos(x), elementwise, with d cos(x)/dx = -`sine(x)`; as accurate as `sine`."""
     return _dispatch(_polynomial_cosine, jnp.cos, x)
 

@@ -5,7 +5,7 @@ knows no strategy by name. All functions are for one patient and run under jit a
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -140,13 +140,12 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 }
 
 
-def create_strategy(config) -> Strategy:
-    """The strategy that `config.strategy` names, with the constants of the section of that name.
+def create_strategy(name: str, constants: Mapping[str, Any]) -> Strategy:
+    """The strategy of that name with its constants.
 
     Raises:
       ValueError: for a name that is not in STRATEGIES.
     """
-    if config.strategy not in STRATEGIES:
-        known = ", ".join(STRATEGIES)
-        raise ValueError(f"unknown strategy {config.strategy!r}; there are {known}.")
-    return STRATEGIES[config.strategy](**dict(config.get(config.strategy, {})))
+    if name not in STRATEGIES:
+        raise ValueError(f"unknown strategy {name!r}; there are {', '.join(STRATEGIES)}.")
+    return STRATEGIES[name](**constants)

@@ -18,9 +18,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from nfcl_jax.evaluation import SSIM_WINDOW
 from nfcl_jax.scenarios import NUM_CLASSES, Scan, equidistant_frames, scale_intensities
-
-SSIM_WINDOW = 7  # voxels: the smallest in-plane size that can be scored
 
 
 class DataError(ValueError):

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,9 +47,9 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_csv(path: Path, rows: Sequence[NamedTuple], label: Label | None = None) -> None:
-    """One line per row with the fields' names as header, after those of `label`; floats are
-    written with all their digits. No file is written if there are no rows."""
+def write_csv(path: Path, rows: Sequence[Any], label: Label | None = None) -> None:
+    """Rows, NamedTuples, one line each after the values of `label`, with their fields' names as
+    header; floats with all their digits. No file is written if there are no rows."""
     if not rows:
         return
     buffer = io.StringIO()

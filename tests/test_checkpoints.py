@@ -1,0 +1,58 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from nfcl_jax import checkpoints
+
+RNG = np.random.default_rng(0)
+
+
+def make_params(rows):
+    return {
+        "params": {
+            "table": RNG.normal(size=(rows, 1)).astype("f4"),
+            "output": {"kernel": RNG.normal(size=(4, 5)).astype("f4"), "bias": np.zeros(5, "f4")},
+        }
+    }
+
+
+@pytest.fixture
+def saved(tmp_path):
+    params = {
+        f"patient00{i}/{image}": make_params(10 + i) for i in (1, 2) for image in ("ED", "ES")
+    }
+    checkpoints.save(tmp_path, 2, params, {"config": {"seed": 3}})
+    return tmp_path, params
+
+
+def test_what_is_saved_is_loaded_to_the_bit_one_scan_at_a_time(saved):
+    workdir, params = saved
+    for name, expected in params.items():
+        loaded = checkpoints.load(workdir, 2, *name.split("/"))
+        assert jax.tree.structure(loaded) == jax.tree.structure(expected)
+        jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded))
+
+
+def test_a_checkpoint_explains_itself(saved):
+    metadata = checkpoints.load_metadata(saved[0], 2)
+    assert metadata == {"config": {"seed": 3}, "task": 2, "format": checkpoints.FORMAT}
+
+
+def test_what_is_not_there_is_named(saved):
+    with pytest.raises(FileNotFoundError, match="no checkpoint of task 5"):
+        checkpoints.load(saved[0], 5, "patient001", "ED")
+    with pytest.raises(KeyError, match=r"no patient009/ED .* there are patient001/ED, "):
+        checkpoints.load(saved[0], 2, "patient009", "ED")
+
+
+def test_another_format_is_refused(saved):
+    path = checkpoints.checkpoint_path(saved[0], 2) / "_CHECKPOINT_METADATA"
+    path.write_text(
+        path.read_text().replace('"format": 1', '"format": 99').replace('"format":1', '"format":99')
+    )
+    assert "99" in json.dumps(json.loads(path.read_text()))
+    with pytest.raises(ValueError, match="format 99 instead of 1"):
+        checkpoints.load(saved[0], 2, "patient001", "ED")

@@ -1,0 +1,290 @@
+"""Runs as a user launches them, on small phantoms."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from rich.console import Console
+
+import nfcl_jax
+from configs import domain_expansion, signal_expansion
+from configs.base import FIELDS, STRATEGIES, ConfigError, check_config
+from experiments import train
+from nfcl_jax import checkpoints
+from nfcl_jax.data.acdc import read_scans
+
+CONFIGS = {
+    "domain_expansion": domain_expansion.get_config,
+    "signal_expansion": signal_expansion.get_config,
+}
+# From runs of four seeds: what the worst of them reached, rounded down. PSNR in dB right after the
+# first task, of the first frame at the end with distillation, and the mean DSC of the mask.
+FIRST_TASK_PSNR = {"pe_relu": 16, "siren": 19, "finer": 17, "diner": 23}
+KEPT_PSNR = {
+    "domain_expansion": {"pe_relu": 19, "siren": 18, "finer": 16, "diner": 16},
+    "signal_expansion": {"pe_relu": 17, "siren": 19, "finer": 17, "diner": 20},
+}
+MASK_DSC = {"pe_relu": 0.3, "siren": 0.9, "finer": 0.8, "diner": 0.5}
+
+
+def make_config(scenario, field, strategy, phantom_root, patients="patient001"):
+    config = CONFIGS[scenario](f"{field},{strategy}")
+    config.num_steps, config.batch_size = 150, 1024
+    config.data.root, config.data.patients = str(phantom_root), patients
+    config.field.width = 64
+    config.patients_per_batch = 0
+    return config
+
+
+def read_csv(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def value(rows, metric, trained, evaluated):
+    found = [
+        float(row["value"])
+        for row in rows
+        if (row["metric"], row["trained_task"], row["evaluated_task"])
+        == (metric, str(trained), str(evaluated))
+    ]
+    return np.mean(found)
+
+
+@pytest.fixture(scope="module")
+def runs(phantom_root, tmp_path_factory):
+    """Every field x strategy x scenario, made when first asked for."""
+    made = {}
+
+    def run(scenario, field, strategy):
+        key = (scenario, field, strategy)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("run") / "-".join(key)
+            train.run(make_config(*key, phantom_root), made[key], Console(quiet=True))
+        return made[key]
+
+    return run
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("scenario", CONFIGS)
+def test_every_field_learns_forgets_and_is_saved_by_distillation(runs, scenario, field):
+    last = {"domain_expansion": 4, "signal_expansion": 2}[scenario]
+    rows = {s: read_csv(runs(scenario, field, s) / "metrics.csv") for s in STRATEGIES}
+    for strategy in STRATEGIES:
+        assert FIRST_TASK_PSNR[field] < value(rows[strategy], "psnr", 1, 1) < 40
+        if scenario == "signal_expansion":
+            assert MASK_DSC[field] < value(rows[strategy], "dsc", 2, 2) <= 1
+        else:
+            assert value(rows[strategy], "psnr", 4, 4) > FIRST_TASK_PSNR[field]
+        fits = read_csv(runs(scenario, field, strategy) / "fits.csv")
+        assert {(fit["collapsed"], fit["diverged"]) for fit in fits} == {("False", "False")}
+    forgot, kept = (value(rows[s], "psnr", last, 1) for s in ("finetune", "distillation"))
+    assert kept > KEPT_PSNR[scenario][field]
+    # After so few steps PE-ReLU has learned nothing worth keeping, and DINER's table has moved
+    # less by the other frames than by its own distillation.
+    if scenario == "signal_expansion" or field in ("siren", "finer"):
+        assert kept > forgot + 4
+
+
+def test_a_run_leaves_everything_it_promises(runs, phantom_root):
+    workdir = runs("domain_expansion", "siren", "distillation")
+    rows = read_csv(workdir / "metrics.csv")
+    assert list(rows[0]) == [
+        "scenario", "field", "strategy", "seed", "patient", "image", "trained_task",
+        "evaluated_task", "metric", "value",
+    ]  # fmt: skip
+    pairs = {(int(r["trained_task"]), int(r["evaluated_task"])) for r in rows}
+    assert pairs == {(t, e) for t in range(1, 5) for e in range(1, t + 1)}
+    assert list(read_csv(workdir / "fits.csv")[0])[:4] == ["patient", "image", "task", "final_loss"]
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["field"]["w0"] == 15.0
+    scan = json.loads((workdir / "patients.json").read_text())[0]
+    assert scan["shape"] == [4, 72, 64, 6] and scan["frame_numbers"] == [1, 6, 11, 16]
+    assert "learned and saved" in (workdir / "train.log").read_text()
+    metadata = checkpoints.load_metadata(workdir, 3)
+    assert metadata["config"] == config and metadata["scans"][0]["patient"] == "patient001"
+
+
+def test_the_summary_is_the_mean_over_the_metrics(runs):
+    workdir = runs("signal_expansion", "siren", "distillation")
+    rows, summary = read_csv(workdir / "metrics.csv"), read_csv(workdir / "summary.csv")
+    assert {(r["trained_task"], r["evaluated_task"]) for r in summary} == {
+        ("1", "1"), ("2", "1"), ("2", "2"),
+    }  # fmt: skip
+    for row in summary:
+        both = value(rows, row["metric"], row["trained_task"], row["evaluated_task"])
+        assert float(row["mean"]) == pytest.approx(both)
+        assert row["patients"] == "1" and row["failed"] == "0" and row["std"] == "nan"
+
+
+@pytest.mark.parametrize("field", ["siren", "diner"])
+def test_an_opened_field_scores_what_the_run_scored(runs, phantom_root, field):
+    """The checkpoint, asked at every voxel as a plain function, has the PSNR in metrics.csv."""
+    workdir = runs("domain_expansion", field, "distillation")
+    run = nfcl_jax.open_run(workdir)
+    assert run.tasks == (1, 2, 3, 4)
+    scan = read_scans(phantom_root, "domain_expansion", ["patient001"])[0]
+    index = np.arange(scan.intensities.size)
+    grid = np.stack(np.unravel_index(index, scan.shape), axis=-1)[:, [1, 2, 3, 0]]
+    coords = 2 * grid / (np.array(scan.shape)[[1, 2, 3, 0]] - 1) - 1
+    function = run.field("patient001", task=4)
+    outputs = function(index if field == "diner" else coords).reshape(scan.shape)
+    for frame in range(4):
+        error = np.mean((np.clip(outputs[frame], 0, 1) - scan.intensities[frame]) ** 2)
+        expected = value(read_csv(workdir / "metrics.csv"), "psnr", 4, frame + 1)
+        assert -10 * np.log10(error) == pytest.approx(expected, abs=0.02)
+
+
+def test_an_opened_field_refuses_what_it_cannot_answer(runs):
+    diner = nfcl_jax.open_run(runs("signal_expansion", "diner", "distillation"))
+    function = diner.field("patient001", task=2, image="ES")
+    assert function(np.array([0, 5])).shape == (2, 5)
+    assert diner.field("patient001", task=1, image="ES")(np.array([0])).shape == (1, 1)
+    for off in ([-1], [72 * 64 * 6]):
+        with pytest.raises(ValueError, match="off the grid"):
+            function(np.array(off))
+    with pytest.raises(ValueError, match="takes flat voxel indices"):
+        function(np.array([0.5]))
+    with pytest.raises(KeyError, match="say which image"):
+        diner.field("patient001", task=2)
+    with pytest.raises(KeyError, match="not in this run"):
+        diner.field("patient009", task=2, image="ED")
+    with pytest.raises(KeyError, match="no checkpoint of task 3"):
+        diner.field("patient001", task=3, image="ED")
+    siren = nfcl_jax.open_run(runs("domain_expansion", "siren", "distillation"))
+    with pytest.raises(ValueError, match=r"expected shape \(points, 4\), got \(2, 3\)"):
+        siren.field("patient001", task=1)(np.zeros((2, 3)))
+
+
+def test_opening_what_is_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config.json: missing"):
+        nfcl_jax.open_run(tmp_path)
+
+
+def test_a_run_is_not_overwritten(runs, phantom_root):
+    workdir = runs("domain_expansion", "siren", "distillation")
+    config = make_config("domain_expansion", "siren", "distillation", phantom_root)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train.run(config, workdir, Console(quiet=True))
+
+
+def test_a_collapsed_patient_is_named_counted_and_left_out(phantom_root, tmp_path):
+    """Learning rate 0 cannot be set; a DINER whose table cannot tell voxels apart stays flat."""
+    config = make_config("domain_expansion", "diner", "finetune", phantom_root)
+    config.num_steps, config.learning_rate = 3, 1e-12
+    train.run(config, tmp_path / "flat", Console(quiet=True))
+    fits = read_csv(tmp_path / "flat/fits.csv")
+    assert {fit["collapsed"] for fit in fits} == {"True"}
+    summary = read_csv(tmp_path / "flat/summary.csv")
+    assert {row["failed"] for row in summary} == {"1"}
+    assert {row["mean_without_failed"] for row in summary} == {"nan"}
+    assert (
+        "patient001/cine collapsed to a constant in task 1"
+        in (tmp_path / "flat/train.log").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    "argument", ["siren", "wire,finetune", "siren,ewc", "siren,finetune,x", ""]
+)
+def test_a_wrong_argument_is_answered_with_what_there_is(argument):
+    with pytest.raises(ConfigError, match=r"pe_relu, siren, finer, diner.*finetune, distillation"):
+        domain_expansion.get_config(argument)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("num_steps", 0),
+        ("batch_size", -1),
+        ("learning_rate", float("nan")),
+        ("huber_delta", 0.0),
+        ("patients_per_batch", -2),
+        ("seed", -1),
+        ("field.w0", 0.0),
+        ("field.width", 0),
+        ("field.name", "diner"),
+        ("strategy", "ewc"),
+        ("distillation.weight", -1.0),
+        ("distillation.points", "everywhere"),
+    ],
+)
+def test_a_wrong_value_is_named_before_anything_is_done(name, wrong):
+    config = domain_expansion.get_config("siren,distillation")
+    config.update_from_flattened_dict({name: wrong})
+    with pytest.raises(ConfigError, match=rf"config\.{name} must be .*, got {wrong!r}"):
+        check_config(config)
+
+
+def test_every_default_config_is_sound():
+    for get_config in CONFIGS.values():
+        for field in FIELDS:
+            for strategy in STRATEGIES:
+                check_config(get_config(f"{field},{strategy}"))
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+
+
+def test_errors_on_the_command_line_are_one_message_and_no_traceback(tmp_path):
+    start = ("experiments.train", f"--workdir={tmp_path / 'run'}")
+    for arguments, message in [
+        (("--config=configs/domain_expansion.py:wire,finetune",), "FIELD one of pe_relu, siren"),
+        (
+            ("--config=configs/domain_expansion.py:siren,finetune", "--config.data.root=/nowhere"),
+            "/nowhere: no such folder",
+        ),
+        (
+            ("--config=configs/domain_expansion.py:siren,finetune", "--config.num_steps=0"),
+            "config.num_steps must be at least 1, got 0",
+        ),
+        (("--config=configs/nothing.py:siren,finetune",), "nothing.py"),
+        (
+            ("--config=configs/domain_expansion.py:siren,finetune", "--config.num_stepz=3"),
+            "num_steps",
+        ),
+        (
+            (
+                "--config=configs/domain_expansion.py:siren,finetune",
+                "--config.distillation.weight=3",
+            ),
+            "no such field in this config",
+        ),
+        (
+            ("--config=configs/domain_expansion.py:siren,finetune", "--config.num_steps=many"),
+            "--config.num_steps=many",
+        ),
+    ]:
+        done = command(*start, *arguments)
+        assert done.returncode != 0
+        assert message in done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_make_phantom_writes_a_cohort_that_trains(tmp_path):
+    done = command("experiments.make_phantom", f"--out={tmp_path}", "--num_patients=2")
+    assert done.returncode == 0, done.stderr
+    assert len(read_scans(tmp_path, "domain_expansion")) == 2
+
+
+def test_a_real_patient_end_to_end(acdc_root, tmp_path):
+    config = make_config("domain_expansion", "siren", "distillation", acdc_root, "patient022")
+    train.run(config, tmp_path / "run", Console(quiet=True))
+    rows = read_csv(tmp_path / "run/metrics.csv")
+    assert value(rows, "psnr", 4, 4) > 20
+    assert jax.tree.leaves(nfcl_jax.open_run(tmp_path / "run").params("patient022", task=4))
