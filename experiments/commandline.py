@@ -4,6 +4,7 @@ import functools
 import sys
 from collections.abc import Callable
 
+import absl.logging
 from absl import app, flags
 
 from configs.base import ConfigError
@@ -26,6 +27,7 @@ def _parse(argv):
 def _explain(function):
     @functools.wraps(function)
     def explained(argv):
+        absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells each of its steps
         try:
             return function(argv)
         # ml_collections tells of a config file that is not there by an OSError at its first use.

@@ -12,7 +12,6 @@ import platform
 import time
 from pathlib import Path
 
-import absl.logging
 import jax
 import numpy as np
 from absl import app, flags
@@ -244,7 +243,6 @@ def _log_to(path: Path, console: Console) -> None:
     log.addHandler(to_screen)
     log.setLevel(logging.INFO)
     log.propagate = False
-    absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells each of its steps
 
 
 if __name__ == "__main__":

@@ -142,13 +142,10 @@ class _Anatomy:
         image = self._chest(depth, k)
         right_squeeze = 1 - 0.8 * self.strength * contraction
         right = np.hypot((self.x + 0.30) / (1.15 * right_squeeze), self.y / 1.25)
-        right = (right < self.radius * taper * 1.12) & (r >= outer)
-        if depth > 0.85:
-            right &= False
-        around = ndimage.binary_dilation(right, iterations=1) & ~right
+        size = self.radius * taper * 1.12 if depth < 0.85 else -1.0
         image = _paint(image, _disc(r, outer + 0.035), 250.0)  # fat around the heart
-        image = _paint(image, around.astype(float), 120.0)
-        image = _paint(image, right.astype(float), 0.95 * self.blood)
+        image = _paint(image, _disc(right, size + 0.05), 120.0)  # thin wall
+        image = _paint(image, _disc(right, size), 0.95 * self.blood)
         image = _paint(image, _disc(r, outer), 115.0)
         image = _paint(image, _disc(r, inner), self.blood)
         if 0.1 < depth < 0.8:
@@ -157,7 +154,7 @@ class _Anatomy:
                 muscle = np.hypot(self.x - px, self.y - py)
                 image = _paint(image, 0.8 * _disc(muscle, 0.2 * inner + 0.01), 130.0)
         mask = np.zeros(r.shape, np.uint8)
-        mask[right] = 1
+        mask[right < size] = 1
         mask[r < outer] = 2
         mask[r < inner] = 3
         return image, mask
