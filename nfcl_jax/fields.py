@@ -268,6 +268,11 @@ def num_output_channels(params: Params) -> int:
     return params["params"]["output"]["bias"].shape[-1]
 
 
+def field_of(field: nn.Module, params: Params) -> nn.Module:
+    """`field` with as many output channels as `params` have: what it was before it grew."""
+    return field.clone(channels=num_output_channels(params))
+
+
 def resize_table(params: Params, rows: int) -> Params:
     """DINER's parameters with the table cut, or padded with zeros, to `rows`; others unchanged."""
     if "table" not in params["params"]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from nfcl_jax import coordinates
 from nfcl_jax.coordinates import Points
-from nfcl_jax.fields import Params, field_inputs, render
+from nfcl_jax.fields import Params, field_inputs, field_of, render
 from nfcl_jax.losses import weighted_mean
 from nfcl_jax.scenarios import Output
 
@@ -105,7 +105,8 @@ def distillation(weight: float, points: str = "voxels") -> Strategy:
 
     def remember(past: Past, params: Params) -> Teacher:
         if points == "voxels" and past.num_voxels <= past.points_asked:
-            outputs = render(past.field, params, past.shape, past.num_voxels, past.last_voxel)
+            field = field_of(past.field, params)
+            outputs = render(field, params, past.shape, past.num_voxels, past.last_voxel)
             return Teacher(None, outputs)
         return Teacher(params, None)
 
@@ -116,7 +117,7 @@ def distillation(weight: float, points: str = "voxels") -> Strategy:
         else:
             inputs = field_inputs(past.field, drawn.index, past.shape)
         if teacher.outputs is None:
-            targets = past.field.apply(teacher.params, inputs)
+            targets = field_of(past.field, teacher.params).apply(teacher.params, inputs)
         else:
             targets = teacher.outputs[drawn.index]
         return Recall(inputs, drawn, targets)

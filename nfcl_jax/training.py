@@ -172,14 +172,11 @@ def start_task(
     fresh = init_params(recipe.field, key, axes=patient.shape.size)
     if params is None:
         return TrainState(fresh, optimiser(recipe).init(fresh)), None
-    known = num_output_channels(params)
     past = past_of(recipe, outputs, patient, lesson, last_voxel)
-    memory = recipe.strategy.remember(
-        past._replace(field=recipe.field.clone(channels=known)), params
-    )
+    memory = recipe.strategy.remember(past, params)
     # A copy, because the state's buffers are donated to each step and the memory's are not.
     params = jax.tree.map(jnp.copy, params)
-    if known < recipe.field.channels:
+    if num_output_channels(params) < recipe.field.channels:
         params = grow_output(params, fresh)
     return TrainState(params, optimiser(recipe).init(params)), memory
 

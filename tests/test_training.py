@@ -126,6 +126,25 @@ def test_the_strategies_share_the_first_task_and_part_at_the_second():
     assert runs[1][1].fits[0].final_penalty > 0
 
 
+@pytest.mark.parametrize(
+    ("make", "tasks"),
+    [(cohort, domain_expansion()[:3]), (lambda: cohort(1, "ED"), signal_expansion())],
+    ids=["domain", "signal"],
+)
+@pytest.mark.parametrize("name", ["siren", "diner"])
+def test_a_task_too_short_to_render_its_teacher_asks_it_and_learns_the_same(make, tasks, name):
+    scans, strategy = make()[:1], distillation(weight=1.0)
+    short = SETTINGS._replace(num_steps=2)
+    assert short.num_steps * short.batch_size < scans[0].intensities[0].size
+    rendering = strategy._replace(
+        remember=lambda past, params: strategy.remember(
+            past._replace(points_asked=past.num_voxels), params
+        )
+    )
+    runs = [train(scans, tasks, name, s, short) for s in (strategy, rendering)]
+    assert_same_results(*runs, {scans[0].patient})
+
+
 def test_the_seed_and_the_patients_name_make_the_difference():
     scan, tasks = make_scan("patient0", (7, 8, 2)), domain_expansion()[:1]
     renamed = dataclasses.replace(scan, patient="other")
