@@ -9,6 +9,7 @@ FIELDS = {
     "diner": {"table_features": 1, "table_range": 1e-4},
 }
 LEARNING_RATES = {"pe_relu": 1e-3, "siren": 1e-3, "finer": 1e-3, "diner": 1e-2}
+SCENARIOS = ("domain_expansion", "signal_expansion")
 STRATEGIES = ("finetune", "distillation")
 
 
@@ -37,7 +38,8 @@ def make_config(scenario: str, argument: str, distillation_weight: float) -> Con
     config.batch_size = 4096  # points per step; 0 is every voxel of the task
     config.learning_rate = LEARNING_RATES[field]
     config.huber_delta = 1.0
-    # How many patients at once: 0 is all; None is one per device on CPUs, all elsewhere.
+    # How many scans are fitted at once: 0 is all; None is one per device on CPUs, where more at
+    # once are no faster and take more memory, and all elsewhere.
     config.patients_per_batch = config_dict.placeholder(int)
 
     config.field = ConfigDict({"name": field, "width": 256, "depth": 3, **FIELDS[field]})
@@ -52,6 +54,12 @@ def make_config(scenario: str, argument: str, distillation_weight: float) -> Con
     config.data.root = ""  # the folder of patientNNN folders; empty is the built-in phantom
     config.data.patients = ""  # comma-separated; empty is all
     return config
+
+
+def patient_names(config: ConfigDict) -> list[str]:
+    """The names in `data.patients`; none of them means all patients."""
+    patients = config.data.patients.strip()
+    return [name.strip() for name in patients.split(",")] if patients else []
 
 
 def check_config(config: ConfigDict) -> None:
@@ -93,7 +101,14 @@ def check_config(config: ConfigDict) -> None:
     if "first_bias" in field:
         check("field.first_bias", lambda x: 0 <= x < float("inf"), "at least 0")
     # The argument of the config file chose what the sections hold; a flag cannot change it.
-    check("field.name", lambda x: set(FIELDS.get(x, ())) <= set(field), "set by :FIELD,STRATEGY")
+    constants = set(field) - {"name", "width", "depth"}
+    check("field.name", lambda x: set(FIELDS.get(x, ("?",))) == constants, "set by :FIELD,STRATEGY")
+    check("scenario", lambda x: x in SCENARIOS, f"one of {', '.join(SCENARIOS)}")
+    check(
+        "data.patients",
+        lambda x: not x.strip() or all(patient_names(config)),
+        "names between commas, or empty for all",
+    )
     check(
         "strategy",
         lambda x: x in STRATEGIES and (x in config or x == "finetune"),

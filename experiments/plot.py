@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
+from configs.base import ConfigError
 from experiments.commandline import launch
 from nfcl_jax import evaluation, open_run
 from nfcl_jax.data.acdc import read_scans
@@ -18,6 +19,9 @@ _RUNS = flags.DEFINE_list("runs", None, "folders of the runs, one row each")
 _PATIENT = flags.DEFINE_string("patient", None, "whose first frame to draw")
 _ROOT = flags.DEFINE_string("root", None, "data.root of the runs")
 _OUT = flags.DEFINE_string("out", None, "the picture to write, .png or .svg")
+flags.register_validator(
+    "out", lambda path: path is None or path.endswith((".png", ".svg")), "must end in .png or .svg"
+)
 
 
 def main(argv: list[str]) -> None:
@@ -28,6 +32,8 @@ def main(argv: list[str]) -> None:
     rows = []
     for folder in _RUNS.value:
         run = open_run(folder)
+        if run.config["scenario"] != "domain_expansion":
+            raise ConfigError(f"{folder}: a run of domain_expansion is wanted.")
         panels = []
         for task in run.tasks:
             image = np.clip(first_frame(run, scan, task), 0, 1)

@@ -4,7 +4,6 @@
         --config.data.root=/data/ACDC/training --workdir=runs/siren
 """
 
-import dataclasses
 import functools
 import json
 import logging
@@ -13,7 +12,6 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
@@ -21,7 +19,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from configs.base import check_config
+from configs.base import check_config, patient_names
 from experiments.commandline import launch
 from nfcl_jax import checkpoints, continual
 from nfcl_jax.data.acdc import read_scans
@@ -109,10 +107,11 @@ def read_data(config: ConfigDict, workdir: Path) -> list[Scan]:
     """The scans of the config's patients; of the phantom, written first, if it names no root."""
     root = config.data.root
     if not root:
-        root = write_phantom(workdir / "phantom")
+        root = workdir / "phantom"
+        if not root.exists():
+            write_phantom(root)
         log.info("no config.data.root: running on the built-in phantom, written to %s", root)
-    patients = [name.strip() for name in config.data.patients.split(",") if name.strip()]
-    return read_scans(root, config.scenario, patients)
+    return read_scans(root, config.scenario, patient_names(config))
 
 
 def describe_scans(scans: list[Scan], tasks: tuple[Task, ...], config: ConfigDict) -> list[dict]:
@@ -130,9 +129,17 @@ def describe_scans(scans: list[Scan], tasks: tuple[Task, ...], config: ConfigDic
             parameters,
             parameters / voxels,
         )
-        record = dataclasses.asdict(scan) | {"shape": scan.shape, "parameters": parameters}
-        del record["intensities"], record["labels"]
-        records.append(record | {"affine": np.asarray(scan.affine).tolist()})
+        records.append(
+            {
+                "patient": scan.patient,
+                "image": scan.image,
+                "shape": scan.shape,
+                "frame_numbers": scan.frame_numbers,
+                "spacing": scan.spacing,
+                "affine": scan.affine.tolist(),
+                "parameters": parameters,
+            }
+        )
     return records
 
 
@@ -225,8 +232,8 @@ def _log_task(result: continual.TaskResult, tasks: tuple[Task, ...]) -> None:
     for fit in result.fits:
         name = f"{fit.patient}/{fit.image}"
         if fit.diverged:
-            step = fit.first_bad_step
-            log.warning("%s diverged in task %d: not finite from step %d on", name, fit.task, step)
+            when = f"from step {fit.first_bad_step} on" if fit.first_bad_step else "after its steps"
+            log.warning("%s diverged in task %d: not finite %s", name, fit.task, when)
         if fit.collapsed:
             log.warning("%s collapsed to a constant in task %d", name, fit.task)
 

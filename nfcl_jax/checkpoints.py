@@ -50,7 +50,7 @@ def load_metadata(workdir: str | Path, task: int) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: if there is no such checkpoint.
-      ValueError: if it was written in a newer format.
+      ValueError: if it was written in another format.
     """
     return dict(_metadata(workdir, task).custom_metadata)
 

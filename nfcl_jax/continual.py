@@ -13,10 +13,10 @@ from nfcl_jax.fields import Params, create_field, resize_table
 from nfcl_jax.scenarios import Scan, Task, merge_domains, num_channels
 from nfcl_jax.strategies import Strategy, finetune
 from nfcl_jax.training import (
-    Lesson,
+    FitConfig,
     Losses,
-    Outputs,
-    Recipe,
+    TaskArrays,
+    TaskOutputs,
     compile_for,
     padded_size,
     stack_scans,
@@ -147,7 +147,7 @@ def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh
     earlier = merge_domains(tasks[:-1])
     num_voxels = padded_size(max(scan.intensities[0].size for scan in batch))
     rows = batch[0].num_frames * num_voxels
-    recipe = Recipe(
+    config = FitConfig(
         field=create_field(field, num_channels(tasks), rows),
         strategy=strategy if earlier else finetune(),
         learning_rate=settings.learning_rate,
@@ -155,21 +155,20 @@ def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh
         batch_size=settings.batch_size,
         num_voxels=num_voxels,
     )
-    past_frames = list(earlier.values())
-    first_past = min((first for first, _ in past_frames), default=0)
-    stop_past = max((stop for _, stop in past_frames), default=0)
+    earlier_frames = list(earlier.values())
+    stop_earlier = max((stop for _, stop in earlier_frames), default=0)
     whole = settings.batch_size == 0
-    outputs = Outputs(
+    outputs = TaskOutputs(
         new=task.output,
-        past=tuple(earlier),
+        earlier=tuple(earlier),
         num_frames=task.frames[1] - task.frames[0],
         # Only a step over every voxel needs to know; otherwise one program serves every task.
-        num_past_frames=stop_past - first_past if whole else batch[0].num_frames,
+        num_earlier_frames=stop_earlier if whole else batch[0].num_frames,
     )
-    lesson = Lesson(
+    task_arrays = TaskArrays(
         number=jnp.int32(number),
         frames=jnp.array(task.frames, jnp.int32),
-        past_frames=jnp.array(past_frames, jnp.int32).reshape(-1, 2),
+        earlier_frames=jnp.array(earlier_frames, jnp.int32).reshape(-1, 2),
     )
     largest = max(scan.intensities[0].size for scan in batch)
     # A short last batch is filled up with repetitions, so that it runs in the same program.
@@ -182,19 +181,19 @@ def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh
 
     programs = compile_for(mesh)
     state, memory = programs.start_task(
-        recipe, outputs, before, patients, lesson, jnp.int32(stop_past * largest)
+        config, outputs, before, patients, task_arrays, jnp.int32(stop_earlier * largest)
     )
     chunks: list[Losses] = []
     for first in range(0, settings.num_steps, STEPS_PER_CHUNK):
         stop = min(first + STEPS_PER_CHUNK, settings.num_steps)
         state, losses = programs.fit_steps(
-            recipe,
+            config,
             outputs,
             STEPS_PER_CHUNK,
             state,
             memory,
             patients,
-            lesson,
+            task_arrays,
             jnp.int32(first),
             jnp.int32(stop),
         )
@@ -204,9 +203,9 @@ def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh
         chunks.append(jax.tree.map(lambda x, n=stop - first: x[:, :n], losses))
     _report(on_progress, number, batch, settings.num_steps, chunks[-1])
 
-    seen = max(stop_past, task.frames[1])
+    seen = max(stop_earlier, task.frames[1])
     rendered = np.asarray(
-        programs.render(recipe.field, rows, state.params, patients, jnp.int32(seen * largest))
+        programs.render(config.field, rows, state.params, patients, jnp.int32(seen * largest))
     )
     host_params = jax.device_get(state.params)
     all_losses = Losses(*(np.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True)))

@@ -3,10 +3,9 @@
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from nfcl_jax.scenarios import NUM_CLASSES, Scan, Task
+from nfcl_jax.scenarios import NUM_CLASSES, SSIM_WINDOW, Scan, Task
 
 FOREGROUND = {"dsc_rv": 1, "dsc_myo": 2, "dsc_lv": 3}
-SSIM_WINDOW = 7  # voxels: the smallest in-plane size that can be scored
 COLLAPSED_CONTRAST = 0.01
 
 

@@ -165,6 +165,7 @@ class DINER(nn.Module):
         table = self.param(
             "table", symmetric_uniform(self.table_range), (self.rows, self.table_features)
         )
+        index = jnp.where(index < 0, self.rows, index)  # would count from the end
         entries = table.at[index].get(mode="fill", fill_value=jnp.nan)
         # Zero biases: with PyTorch's default ones most fits of whole scans died in a later task,
         # where the entries of a new frame all start near 0 and one bad bias kills every ReLU.
@@ -207,7 +208,7 @@ def init_params(field: nn.Module, key: Key[Array, ""], axes: int) -> Params:
     return field.init(key, inputs)
 
 
-def ask(
+def evaluate(
     field: nn.Module, params: Params, index: Int[Array, " points"], shape: Int[Array, " axes"]
 ) -> Float[Array, "points channels"]:
     """The field's raw outputs at voxels of a grid of `shape`."""
@@ -236,7 +237,7 @@ def render(
     def fill(i, outputs):
         index = i * block + jnp.arange(block)
         return jax.lax.dynamic_update_slice(
-            outputs, ask(field, params, index, shape), (i * block, 0)
+            outputs, evaluate(field, params, index, shape), (i * block, 0)
         )
 
     padded = -(-num_points // block) * block

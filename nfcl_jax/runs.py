@@ -13,6 +13,8 @@ import numpy as np
 from nfcl_jax import checkpoints
 from nfcl_jax.fields import Params, create_field, num_output_channels
 
+BLOCK = 8192  # points that an opened field is asked at once
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -62,6 +64,17 @@ class Run:
         size = int(np.prod(shape))
         module = create_field(self.config["field"], num_output_channels(params), rows=size)
 
+        apply = jax.jit(module.apply)
+
+        def in_blocks(points):
+            """Every point, in blocks of one size: bounded memory, one compiled program."""
+            blocks = []
+            for start in range(0, len(points), BLOCK):
+                block = points[start : start + BLOCK]
+                repeated = np.resize(block, (BLOCK, *block.shape[1:]))
+                blocks.append(np.asarray(apply(params, repeated))[: len(block)])
+            return np.concatenate(blocks) if blocks else np.zeros((0, module.channels), "f4")
+
         def at_voxels(index):
             index = np.asarray(index)
             if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
@@ -74,13 +87,13 @@ class Run:
                     f"off the grid: the indices of a {shape} grid run from 0 to {size - 1}, got "
                     f"{index.min()} to {index.max()}."
                 )
-            return np.asarray(module.apply(params, jnp.asarray(index)))
+            return in_blocks(index)
 
         def at_coords(coords):
             coords = np.asarray(coords, np.float32)
             if coords.ndim != 2 or coords.shape[1] != len(shape):
                 raise ValueError(f"expected shape (points, {len(shape)}), got {coords.shape}.")
-            return np.asarray(module.apply(params, jnp.asarray(coords)))
+            return in_blocks(coords)
 
         return at_voxels if module.on_grid else at_coords
 

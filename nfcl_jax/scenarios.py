@@ -15,6 +15,7 @@ import numpy as np
 from nfcl_jax import losses
 
 NUM_FRAMES = 4  # of a cine, at t = -1, -1/3, 1/3 and 1
+SSIM_WINDOW = 7  # voxels: a slice must be as large to be scored
 NUM_CLASSES = 4  # background, right ventricle, myocardium, left ventricle
 
 

@@ -20,8 +20,8 @@ from nfcl_jax.losses import weighted_mean
 from nfcl_jax.scenarios import Output
 
 
-class Past(NamedTuple):
-    """What the earlier tasks of one patient taught, and how much of it a step may ask.
+class EarlierTasks(NamedTuple):
+    """What the earlier tasks of one patient taught, and where.
 
     Attributes:
       field: the module.
@@ -29,9 +29,9 @@ class Past(NamedTuple):
       outputs: the outputs learned so far.
       frames: the range of frames on which each of them was.
       draw: key -> points of the domain of the earlier tasks, for one step.
-      num_voxels: at most so many voxels has that domain.
-      last_voxel: rendering may stop here, the same for all patients of a batch.
-      points_asked: so many points are asked during the whole task.
+      num_voxels: so many flat indices, from 0, cover that domain in every patient of the batch.
+      stop_voxel: and so many in the largest of them, where rendering may stop.
+      points_evaluated: so many points are asked during the whole task.
     """
 
     field: nn.Module
@@ -40,11 +40,11 @@ class Past(NamedTuple):
     frames: Int[Array, "outputs 2"]
     draw: Callable[[Key[Array, ""]], Points]
     num_voxels: int
-    last_voxel: Int[Array, ""]
-    points_asked: int
+    stop_voxel: Int[Array, ""]
+    points_evaluated: int
 
 
-class Recall(NamedTuple):
+class Rehearsal(NamedTuple):
     """Where a strategy wants the field asked in a step, besides the new task's points."""
 
     inputs: Array  # as the field takes them: coordinates or indices, one row per point
@@ -56,25 +56,26 @@ class Strategy(NamedTuple):
     """The three things that a strategy does.
 
     Attributes:
-      remember: (past, params) -> memory; once, at the start of a task, from the parameters that
-        the last one left.
-      recall: (past, memory, key) -> Recall or None; in each step, before the field is asked.
-      penalty: (past, recall, outputs) -> scalar that is added to the fitting loss; `outputs` are
-        the field's at the recalled inputs.
+      remember: (earlier, params) -> memory; once, at the start of a task, from the parameters
+        that the last one left.
+      rehearse: (earlier, memory, key) -> Rehearsal or None; in each step, before the field is
+        evaluated.
+      penalty: (earlier, rehearsal, outputs) -> scalar that is added to the fitting loss;
+        `outputs` are the field's at the rehearsed inputs.
     """
 
-    remember: Callable[[Past, Params], Any]
-    recall: Callable[[Past, Any, Key[Array, ""]], Recall | None]
-    penalty: Callable[[Past, Recall | None, Any], Float[Array, ""]]
+    remember: Callable[[EarlierTasks, Params], Any]
+    rehearse: Callable[[EarlierTasks, Any, Key[Array, ""]], Rehearsal | None]
+    penalty: Callable[[EarlierTasks, Rehearsal | None, Any], Float[Array, ""]]
 
 
 @functools.lru_cache
 def finetune() -> Strategy:
     """Nothing is remembered: the paper's baseline."""
     return Strategy(
-        remember=lambda past, params: None,
-        recall=lambda past, memory, key: None,
-        penalty=lambda past, recall, outputs: jnp.zeros(()),
+        remember=lambda earlier, params: None,
+        rehearse=lambda earlier, memory, key: None,
+        penalty=lambda earlier, rehearsal, outputs: jnp.zeros(()),
     )
 
 
@@ -103,36 +104,37 @@ def distillation(weight: float, points: str = "voxels") -> Strategy:
     are found again.
     """
 
-    def remember(past: Past, params: Params) -> Teacher:
-        if points == "voxels" and past.num_voxels <= past.points_asked:
-            field = field_of(past.field, params)
-            outputs = render(field, params, past.shape, past.num_voxels, past.last_voxel)
+    def remember(earlier: EarlierTasks, params: Params) -> Teacher:
+        if points == "voxels" and earlier.num_voxels <= earlier.points_evaluated:
+            field = field_of(earlier.field, params)
+            outputs = render(field, params, earlier.shape, earlier.num_voxels, earlier.stop_voxel)
             return Teacher(None, outputs)
         return Teacher(params, None)
 
-    def recall(past: Past, teacher: Teacher, key) -> Recall:
-        drawn = past.draw(key)
+    def rehearse(earlier: EarlierTasks, teacher: Teacher, key) -> Rehearsal:
+        draw_key, space_key = jax.random.split(key)
+        drawn = earlier.draw(draw_key)
         if points == "continuous":
-            inputs = coordinates.sample_coords(jax.random.fold_in(key, 1), drawn, past.shape)
+            inputs = coordinates.sample_coords(space_key, drawn, earlier.shape)
         else:
-            inputs = field_inputs(past.field, drawn.index, past.shape)
+            inputs = field_inputs(earlier.field, drawn.index, earlier.shape)
         if teacher.outputs is None:
-            targets = field_of(past.field, teacher.params).apply(teacher.params, inputs)
+            targets = field_of(earlier.field, teacher.params).apply(teacher.params, inputs)
         else:
             targets = teacher.outputs[drawn.index]
-        return Recall(inputs, drawn, targets)
+        return Rehearsal(inputs, drawn, targets)
 
-    def penalty(past: Past, recall: Recall, outputs) -> Float[Array, ""]:
+    def penalty(earlier: EarlierTasks, rehearsal: Rehearsal, outputs) -> Float[Array, ""]:
         total = jnp.zeros(())
-        for output, frames in zip(past.outputs, past.frames, strict=True):
-            first, stop = coordinates.frame_range(frames, past.shape)
-            known = (recall.points.index >= first) & (recall.points.index < stop)
-            targets = output.as_targets(recall.targets[:, output.channels])
+        for output, frames in zip(earlier.outputs, earlier.frames, strict=True):
+            first, stop = coordinates.frame_range(frames, earlier.shape)
+            known = (rehearsal.points.index >= first) & (rehearsal.points.index < stop)
+            targets = output.as_targets(rehearsal.targets[:, output.channels])
             loss = output.loss(outputs[:, output.channels], targets)
-            total += weighted_mean(loss, recall.points.weights * known)
+            total += weighted_mean(loss, rehearsal.points.weights * known)
         return weight * total
 
-    return Strategy(remember, recall, penalty)
+    return Strategy(remember, rehearse, penalty)
 
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {

@@ -29,10 +29,10 @@ from nfcl_jax.fields import (
 )
 from nfcl_jax.losses import weighted_mean
 from nfcl_jax.scenarios import Output, Scan
-from nfcl_jax.strategies import Past, Strategy
+from nfcl_jax.strategies import EarlierTasks, Strategy
 
 
-class Recipe(NamedTuple):
+class FitConfig(NamedTuple):
     """How a field is fitted; static under jit, so equal recipes share compiled programs."""
 
     field: nn.Module
@@ -52,22 +52,22 @@ class Patient(NamedTuple):
     key: Key[Array, ""]
 
 
-class Lesson(NamedTuple):
+class TaskArrays(NamedTuple):
     """A task as the training step sees it. The frames are arrays, so that the next task of the
     same kind runs in the same compiled program."""
 
     number: Int[Array, ""]
     frames: Int[Array, "2"]
-    past_frames: Int[Array, "outputs 2"]
+    earlier_frames: Int[Array, "outputs 2"]
 
 
-class Outputs(NamedTuple):
+class TaskOutputs(NamedTuple):
     """The part of a task that is static: what is learned, and what was learned before."""
 
     new: Output
-    past: tuple[Output, ...]
+    earlier: tuple[Output, ...]
     num_frames: int
-    num_past_frames: int
+    num_earlier_frames: int
 
 
 class TrainState(NamedTuple):
@@ -127,101 +127,107 @@ def targets_at(output: Output, patient: Patient, index: Int[Array, " points"]):
     return jax.nn.one_hot(patient.labels[index], output.num_channels)
 
 
-def optimiser(recipe: Recipe) -> optax.GradientTransformation:
-    return optax.adam(recipe.learning_rate)
+def optimiser(config: FitConfig) -> optax.GradientTransformation:
+    return optax.adam(config.learning_rate)
 
 
-def draw_points(recipe: Recipe, num_frames: int, start, stop, key) -> Points:
+def draw_points(config: FitConfig, num_frames: int, start, stop, key) -> Points:
     """The points of one step on a domain of flat indices: a sample, or every voxel."""
-    if recipe.batch_size == 0:
-        return coordinates.all_points(num_frames * recipe.num_voxels, start, stop)
-    return coordinates.sample_points(key, recipe.batch_size, start, stop)
+    if config.batch_size == 0:
+        return coordinates.all_points(num_frames * config.num_voxels, start, stop)
+    return coordinates.sample_points(key, config.batch_size, start, stop)
 
 
-def past_of(recipe: Recipe, outputs: Outputs, patient: Patient, lesson: Lesson, last_voxel) -> Past:
-    """What the strategy may ask about the earlier tasks."""
-    frames = jnp.stack([lesson.past_frames[:, 0].min(), lesson.past_frames[:, 1].max()])
+def earlier_tasks(
+    config: FitConfig, outputs: TaskOutputs, patient: Patient, task_arrays: TaskArrays, stop_voxel
+) -> EarlierTasks:
+    """What the strategy is told of the earlier tasks."""
+    frames = jnp.stack(
+        [task_arrays.earlier_frames[:, 0].min(), task_arrays.earlier_frames[:, 1].max()]
+    )
     start, stop = coordinates.frame_range(frames, patient.shape)
-    num_voxels = outputs.num_past_frames * recipe.num_voxels
-    return Past(
-        field=recipe.field,
+    num_voxels = outputs.num_earlier_frames * config.num_voxels
+    return EarlierTasks(
+        field=config.field,
         shape=patient.shape,
-        outputs=outputs.past,
-        frames=lesson.past_frames,
-        draw=lambda key: draw_points(recipe, outputs.num_past_frames, start, stop, key),
+        outputs=outputs.earlier,
+        frames=task_arrays.earlier_frames,
+        draw=lambda key: draw_points(config, outputs.num_earlier_frames, start, stop, key),
         num_voxels=num_voxels,
-        last_voxel=last_voxel,
-        points_asked=recipe.num_steps * (recipe.batch_size or num_voxels),
+        stop_voxel=stop_voxel,
+        points_evaluated=config.num_steps * (config.batch_size or num_voxels),
     )
 
 
 def start_task(
-    recipe: Recipe,
-    outputs: Outputs,
+    config: FitConfig,
+    outputs: TaskOutputs,
     params: Params | None,
     patient: Patient,
-    lesson: Lesson,
-    last_voxel: Int[Array, ""],
+    task_arrays: TaskArrays,
+    stop_voxel: Int[Array, ""],
 ) -> tuple[TrainState, Any]:
     """State and the strategy's memory at the start of a task.
 
     The parameters are fresh for the first task (`params` None), else the last task's, with the
     output layer grown where the task needs more channels. The optimiser is always fresh.
     """
-    key = stream(jax.random.fold_in(patient.key, lesson.number), "init")
-    fresh = init_params(recipe.field, key, axes=patient.shape.size)
+    key = stream(jax.random.fold_in(patient.key, task_arrays.number), "init")
+    fresh = init_params(config.field, key, axes=patient.shape.size)
     if params is None:
-        return TrainState(fresh, optimiser(recipe).init(fresh)), None
-    past = past_of(recipe, outputs, patient, lesson, last_voxel)
-    memory = recipe.strategy.remember(past, params)
+        return TrainState(fresh, optimiser(config).init(fresh)), None
+    earlier = earlier_tasks(config, outputs, patient, task_arrays, stop_voxel)
+    memory = config.strategy.remember(earlier, params)
     # A copy, because the state's buffers are donated to each step and the memory's are not.
     params = jax.tree.map(jnp.copy, params)
-    if num_output_channels(params) < recipe.field.channels:
+    if num_output_channels(params) < config.field.channels:
         params = grow_output(params, fresh)
-    return TrainState(params, optimiser(recipe).init(params)), memory
+    return TrainState(params, optimiser(config).init(params)), memory
 
 
 def fit_steps(
-    recipe: Recipe,
-    outputs: Outputs,
+    config: FitConfig,
+    outputs: TaskOutputs,
     chunk: int,
     state: TrainState,
     memory: Any,
     patient: Patient,
-    lesson: Lesson,
+    task_arrays: TaskArrays,
     first_step: Int[Array, ""],
     stop_step: Int[Array, ""],
 ) -> tuple[TrainState, Losses]:
     """Steps `first_step` to `stop_step - 1` of Adam on one task; at most `chunk` of them.
 
     Each step draws points of the task, asks the field there and, in the same pass, wherever the
-    strategy recalls, and minimises the fitting loss plus the strategy's penalty.
+    strategy rehearses, and minimises the fitting loss plus the strategy's penalty.
     """
-    key = jax.random.fold_in(patient.key, lesson.number)
-    start, stop = coordinates.frame_range(lesson.frames, patient.shape)
-    past = past_of(recipe, outputs, patient, lesson, stop) if outputs.past else None
-    adam = optimiser(recipe)
+    key = jax.random.fold_in(patient.key, task_arrays.number)
+    start, stop = coordinates.frame_range(task_arrays.frames, patient.shape)
+    earlier = (
+        earlier_tasks(config, outputs, patient, task_arrays, stop) if outputs.earlier else None
+    )
+    adam = optimiser(config)
 
     def step(i, carry):
         state, losses = carry
         points = draw_points(
-            recipe, outputs.num_frames, start, stop, jax.random.fold_in(stream(key, "fit"), i)
+            config, outputs.num_frames, start, stop, jax.random.fold_in(stream(key, "fit"), i)
         )
-        inputs = field_inputs(recipe.field, points.index, patient.shape)
+        inputs = field_inputs(config.field, points.index, patient.shape)
         targets = targets_at(outputs.new, patient, points.index)
-        recall = None
-        if past is not None:
-            recall_key = jax.random.fold_in(stream(key, "recall"), i)
-            recall = recipe.strategy.recall(past, memory, recall_key)
-        asked = inputs if recall is None else jnp.concatenate([inputs, recall.inputs])
+        rehearsal = None
+        if earlier is not None:
+            rehearsal_key = jax.random.fold_in(stream(key, "rehearsal"), i)
+            rehearsal = config.strategy.rehearse(earlier, memory, rehearsal_key)
+        asked = inputs if rehearsal is None else jnp.concatenate([inputs, rehearsal.inputs])
 
         def loss(params):
-            answers = recipe.field.apply(params, asked)
+            answers = config.field.apply(params, asked)
             new = answers[: len(inputs), outputs.new.channels]
             fit = weighted_mean(outputs.new.loss(new, targets), points.weights)
-            if past is None:
+            if earlier is None:
                 return fit, Losses(fit, jnp.zeros(()))
-            penalty = recipe.strategy.penalty(past, recall, answers[len(inputs) :])
+            penalty = config.strategy.penalty(earlier, rehearsal, answers[len(inputs) :])
             return fit + penalty, Losses(fit, penalty)
 
         gradient, values = jax.grad(loss, has_aux=True)(state.params)

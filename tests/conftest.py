@@ -11,17 +11,6 @@ import nfcl_jax  # noqa: E402, F401
 REPOSITORY = Path(__file__).parents[1]
 
 
-def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="slow; run by --slow"))
-
-
 @pytest.fixture(scope="session")
 def acdc_root() -> Path:
     """Real patients: NFCL_ACDC_ROOT, or shared/acdc beside the checkout."""

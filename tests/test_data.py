@@ -56,6 +56,13 @@ def test_phantom_is_the_same_for_the_same_seed(phantom_root, tmp_path):
     assert not np.array_equal(a, read_cine(other / "patient001").intensities)
 
 
+def test_phantom_never_overwrites_patients(patient):
+    before = (patient / "Info.cfg").read_text()
+    with pytest.raises(FileExistsError, match="holds patients already"):
+        write_phantom(patient.parent, num_patients=1, seed=5)
+    assert (patient / "Info.cfg").read_text() == before
+
+
 def test_frame_files_are_the_frames_of_the_cine(phantom_root):
     folder = phantom_root / "patient003"
     ed = int(read_info(folder)["ED"])

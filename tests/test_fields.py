@@ -5,8 +5,8 @@ import pytest
 
 from nfcl_jax.fields import (
     FIELDS,
-    ask,
     create_field,
+    evaluate,
     grow_output,
     init_params,
     num_parameters,
@@ -64,7 +64,7 @@ def test_output_is_the_fields_equation(name, channels):
     if name == "diner":  # as after training: entries of a size that the layers can tell apart
         params = {"params": params["params"] | {"table": params["params"]["table"] * 1e4}}
     index = np.arange(0, ROWS, 7)
-    actual = ask(field, params, jnp.asarray(index), SHAPE)
+    actual = evaluate(field, params, jnp.asarray(index), SHAPE)
     np.testing.assert_allclose(actual, numpy_field(name, params, index), rtol=1e-4, atol=2e-4)
 
 
@@ -79,7 +79,7 @@ def test_gradient_agrees_with_finite_differences(name):
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
 
         def loss(params):
-            return jnp.sum(ask(field, params, index, SHAPE).astype(jnp.float64) ** 2)
+            return jnp.sum(evaluate(field, params, index, SHAPE).astype(jnp.float64) ** 2)
 
         gradient = jax.grad(loss)(params)
         rng = np.random.default_rng(1)
@@ -98,11 +98,11 @@ def test_finers_scale_is_detached_by_default_and_only_the_gradient_knows():
     params = make("finer")[1]
     index = jnp.arange(0, ROWS, 11)
     fields = [make("finer", detach_scale=detach)[0] for detach in (True, False)]
-    outputs = [ask(field, params, index, SHAPE) for field in fields]
+    outputs = [evaluate(field, params, index, SHAPE) for field in fields]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     norms = []
     for field in fields:
-        gradient = jax.grad(lambda p, f=field: jnp.sum(ask(f, p, index, SHAPE) ** 2))(params)
+        gradient = jax.grad(lambda p, f=field: jnp.sum(evaluate(f, p, index, SHAPE) ** 2))(params)
         norms.append(np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradient))))
     assert make("finer")[0].detach_scale
     assert 0.5 < norms[0] / norms[1] < 0.95
@@ -148,8 +148,8 @@ def test_a_longer_table_starts_with_the_same_rows(features):
 
 def test_off_the_grid_there_is_nothing_to_look_up():
     field, params = make("diner")
-    outputs = field.apply(params, jnp.array([0, ROWS - 1, ROWS]))
-    np.testing.assert_array_equal(np.isnan(outputs[:, 0]), [False, False, True])
+    outputs = field.apply(params, jnp.array([0, ROWS - 1, ROWS, -1]))
+    np.testing.assert_array_equal(np.isnan(outputs[:, 0]), [False, False, True, True])
 
 
 def test_parameter_counts():
@@ -167,7 +167,7 @@ def test_growing_the_output_leaves_the_image_as_it_was(name):
     larger, fresh = make(name, channels=5, seed=1)
     grown = grow_output(params, fresh)
     index = jnp.arange(0, ROWS, 3)
-    before, after = ask(field, params, index, SHAPE), ask(larger, grown, index, SHAPE)
+    before, after = evaluate(field, params, index, SHAPE), evaluate(larger, grown, index, SHAPE)
     np.testing.assert_allclose(after[:, :1], before, rtol=1e-5, atol=1e-6)
     new = grown["params"]["output"]["kernel"][:, 1:]
     np.testing.assert_array_equal(new, fresh["params"]["output"]["kernel"][:, 1:])
@@ -177,7 +177,7 @@ def test_growing_the_output_leaves_the_image_as_it_was(name):
 @all_fields
 def test_rendering_in_blocks_is_asking_everywhere(name):
     field, params = make(name, channels=2)
-    whole = ask(field, params, jnp.arange(ROWS), SHAPE)
+    whole = evaluate(field, params, jnp.arange(ROWS), SHAPE)
     rendered = render(field, params, SHAPE, ROWS, jnp.int32(250), block=64)
     np.testing.assert_allclose(rendered[:250], whole[:250], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(rendered[256:], 0)

@@ -52,7 +52,7 @@ def test_the_first_command_ends_in_a_table(first_run):
 def test_the_test_command_is_the_one_that_ci_runs():
     install, _, command = COMMANDS[1].partition(" && ")
     assert (install, command) == ("pip install -e '.[test]'", "pytest")
-    assert "pip install -q -e '.[test]' && pytest\n" in (REPOSITORY / ".ci/run").read_text()
+    assert "\npip install -q -e '.[test]'\npytest\n" in (REPOSITORY / ".ci/run").read_text()
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if "/data/ACDC" in c])

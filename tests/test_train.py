@@ -88,7 +88,7 @@ def test_every_field_learns_forgets_and_is_saved_by_distillation(runs, scenario,
     forgot, kept = (value(rows[s], "psnr", last, 1) for s in ("finetune", "distillation"))
     assert kept > KEPT_PSNR[scenario][field]
     # After so few steps PE-ReLU has learned nothing worth keeping, and DINER's table has moved
-    # less by the other frames than by its own distillation.
+    # less by the other frames than by its own distillation; test_training.py has their test.
     if scenario == "signal_expansion" or field in ("siren", "finer"):
         assert kept > forgot + 4
 
@@ -211,6 +211,10 @@ def test_a_wrong_argument_is_answered_with_what_there_is(argument):
         ("field.w0", 0.0),
         ("field.width", 0),
         ("field.name", "diner"),
+        ("field.name", "wire"),
+        ("scenario", "time_travel"),
+        ("data.patients", "patient001,,patient003"),
+        ("data.patients", ","),
         ("strategy", "ewc"),
         ("distillation.weight", -1.0),
         ("distillation.points", "everywhere"),

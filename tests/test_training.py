@@ -12,7 +12,7 @@ import pytest
 from nfcl_jax import continual
 from nfcl_jax.continual import Settings, device_mesh, learn, make_batches
 from nfcl_jax.coordinates import index_to_coords
-from nfcl_jax.fields import FIELDS, create_field, init_params
+from nfcl_jax.fields import FIELDS, create_field, evaluate, init_params
 from nfcl_jax.scenarios import Scan, domain_expansion, signal_expansion
 from nfcl_jax.strategies import distillation, finetune
 from nfcl_jax.training import padded_size, stable_hash, stream
@@ -46,10 +46,11 @@ def train(scans, tasks, name, strategy, settings=SETTINGS):
     return list(learn(scans, tasks, {"name": name, **SMALL}, strategy, settings, mesh))
 
 
-def assert_same_results(a, b, patients):
+def assert_same_results(a, b, patients, rtol=5e-3):
     """What `patients` got in two runs agrees; only rounding may differ between programs.
 
-    Adam makes a step of rounding errors, too: distillation starts at a gradient of exactly zero.
+    Adam makes a step of rounding errors, too: where only distillation reaches a parameter, as the
+    image's output while the mask is learned, the gradient starts at exactly zero.
     """
     for x, y in zip(a, b, strict=True):
         values = [
@@ -58,7 +59,7 @@ def assert_same_results(a, b, patients):
             for r in (x, y)
         ]
         assert len(values[0]) == len(values[1]) > 0
-        np.testing.assert_allclose(*values, rtol=5e-3)
+        np.testing.assert_allclose(*values, rtol=rtol)
 
 
 @pytest.mark.parametrize(
@@ -72,13 +73,14 @@ def test_a_patient_does_not_depend_on_batch_order_or_company(name, tasks):
     together = train(scans, tasks, name, strategy, SETTINGS._replace(patients_per_batch=0))
     shuffled = [scans[i] for i in (3, 1, 0)]
     in_twos = train(shuffled, tasks, name, strategy, SETTINGS._replace(patients_per_batch=2))
-    assert_same_results(together, in_twos, {scan.patient for scan in shuffled})
+    rtol = 5e-3 if tasks[1].output.name == "image" else 5e-2
+    assert_same_results(together, in_twos, {scan.patient for scan in shuffled}, rtol)
     if name == "siren":
         alone = train(scans[1:2], tasks, name, strategy)
-        assert_same_results(together, alone, {"patient1"})
+        assert_same_results(together, alone, {"patient1"}, rtol)
         other_seed = train(scans[1:2], tasks, name, strategy, SETTINGS._replace(seed=1))
         with pytest.raises(AssertionError):  # the comparison can fail
-            assert_same_results(together, other_seed, {"patient1"})
+            assert_same_results(together, other_seed, {"patient1"}, rtol)
 
 
 def test_every_voxel_of_every_patient_is_used_when_the_batch_is_the_whole_volume():
@@ -91,8 +93,8 @@ def test_every_voxel_of_every_patient_is_used_when_the_batch_is_the_whole_volume
 
 
 def test_the_first_step_is_adams_on_the_mean_huber_loss_of_the_volume():
-    """One full-volume step, against a gradient by finite differences: Adam's first step moves
-    each parameter by the learning rate against the gradient's sign."""
+    """One full-volume step against the loss written out here: Adam's first step moves each
+    parameter by the learning rate against the gradient's sign."""
     scan = make_scan("patient0", (7, 8, 2))
     settings = SETTINGS._replace(batch_size=0, num_steps=1)
     after = train([scan], domain_expansion()[:1], "siren", finetune(), settings)[0]
@@ -137,12 +139,33 @@ def test_a_task_too_short_to_render_its_teacher_asks_it_and_learns_the_same(make
     short = SETTINGS._replace(num_steps=2)
     assert short.num_steps * short.batch_size < scans[0].intensities[0].size
     rendering = strategy._replace(
-        remember=lambda past, params: strategy.remember(
-            past._replace(points_asked=past.num_voxels), params
+        remember=lambda earlier, params: strategy.remember(
+            earlier._replace(points_evaluated=earlier.num_voxels), params
         )
     )
     runs = [train(scans, tasks, name, s, short) for s in (strategy, rendering)]
     assert_same_results(*runs, {scans[0].patient})
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_distillation_keeps_the_first_frame_nearer_to_the_teacher(name):
+    """After full-volume steps on a second frame, what the field says of the first has moved less
+    than by fine-tuning: the penalty works for every field, not only where the scores show it."""
+    scan, tasks = make_scan("patient0", (8, 9, 2)), domain_expansion()[:2]
+    settings = SETTINGS._replace(batch_size=0, num_steps=100)
+    field = create_field({"name": name, **SMALL}, 1, rows=scan.intensities.size)
+    first_frame = jnp.arange(scan.intensities[0].size)
+    moved = {}
+    for key, strategy in {
+        "finetune": finetune(),
+        "distillation": distillation(weight=10.0),
+    }.items():
+        before, after = (
+            evaluate(field, result.params[scan.name], first_frame, jnp.array(scan.shape))
+            for result in train([scan], tasks, name, strategy, settings)
+        )
+        moved[key] = float(jnp.sqrt(jnp.mean(jnp.square(after - before))))
+    assert moved["distillation"] < 0.6 * moved["finetune"]
 
 
 def test_the_seed_and_the_patients_name_make_the_difference():

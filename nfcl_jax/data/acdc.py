@@ -18,8 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from nfcl_jax.evaluation import SSIM_WINDOW
-from nfcl_jax.scenarios import NUM_CLASSES, Scan, equidistant_frames, scale_intensities
+from nfcl_jax.scenarios import NUM_CLASSES, SSIM_WINDOW, Scan, equidistant_frames, scale_intensities
 
 
 class DataError(ValueError):

@@ -36,10 +36,13 @@ def write_phantom(root: str | Path, num_patients: int = 3, seed: int = 0) -> Pat
 
     Raises:
       ValueError: if `num_patients` is below 1 or above 999.
+      FileExistsError: if there are patients below `root` already; they may be real ones.
     """
     if not 1 <= num_patients <= 999:
         raise ValueError(f"num_patients must be from 1 to 999, got {num_patients}.")
     root = Path(root)
+    if any(root.glob("patient*")):
+        raise FileExistsError(f"{root}: holds patients already; a new folder would be right.")
     for i in range(num_patients):
         _write_patient(root / f"patient{i + 1:03d}", i, np.random.default_rng([seed, i]))
     return root

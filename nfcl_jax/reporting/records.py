@@ -25,14 +25,16 @@ class Label(NamedTuple):
 class Summary(NamedTuple):
     """A metric over patients; `without_failed` leaves out collapsed and diverged fits.
 
-    `failed` counts patients with such a fit in any task up to `trained_task`. A standard
-    deviation over fewer than two patients is NaN.
+    `scored` of the `patients` have a score: a diverged fit has none, nor has the Dice coefficient
+    of a class that is in neither mask. `failed` counts patients with a collapsed or diverged fit
+    in any task up to `trained_task`. A standard deviation over fewer than two scores is NaN.
     """
 
     trained_task: int
     evaluated_task: int
     metric: str
     patients: int
+    scored: int
     mean: float
     std: float
     failed: int
@@ -83,6 +85,7 @@ def summarise(metrics: Iterable[Metric], fits: Iterable[Fit]) -> list[Summary]:
         Summary(
             *key,
             len(patients),
+            sum(any(not math.isnan(v) for v, _ in scores) for scores in patients.values()),
             *_mean_std([[v for v, _ in scores] for scores in patients.values()]),
             sum(any(failed for _, failed in scores) for scores in patients.values()),
             *_mean_std([[v for v, failed in s if not failed] for s in patients.values()]),
@@ -96,7 +99,8 @@ def _mean_std(values: list[list[float]]) -> tuple[float, float]:
     present = [[v for v in images if not math.isnan(v)] for images in values]
     means = [float(np.mean(images)) for images in present if images]
     mean = float(np.mean(means)) if means else float("nan")
-    return mean, float(np.std(means, ddof=1)) if len(means) > 1 else float("nan")
+    spread = len(means) > 1 and math.isfinite(mean)  # a perfect PSNR is infinite
+    return mean, float(np.std(means, ddof=1)) if spread else float("nan")
 
 
 METRIC_TITLES: Mapping[str, str] = {
