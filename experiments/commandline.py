@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 
 import absl.logging
+import jax
 from absl import app, flags
 
 from configs.base import ConfigError
@@ -14,6 +15,8 @@ from nfcl_jax.data.acdc import DataError
 def launch(main: Callable[[list[str]], None], required: list[str]) -> None:
     """Parses the flags and runs `main`; faults of the input end it with one message and code 2."""
     flags.mark_flags_as_required(required)
+    # Some accelerators would round float32 products to 10 bits, and coordinates with them.
+    jax.config.update("jax_default_matmul_precision", "float32")
     app.run(_explain(main), flags_parser=_explain(_parse))
 
 
