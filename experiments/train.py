@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
+from rich import box
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -193,36 +194,40 @@ class TaskProgress:
 
 
 def summary_table(summary, label: Label, tasks: tuple[Task, ...], num_patients: int) -> Table:
-    """The summary as a table: a row per evaluation, a column per metric."""
+    """The summary as a table: a column per evaluation, a row per metric, and, where fits failed,
+    their number and each metric without them."""
     table = Table(
-        title=f"{label.scenario}: {label.field}, {label.strategy}, seed {label.seed}, "
-        f"{num_patients} patient{'s' if num_patients > 1 else ''} (mean ± standard deviation)",
+        title=f"{label.scenario}: {label.field}, {label.strategy}, seed {label.seed}\n"
+        f"mean ± standard deviation over {num_patients} patient{'s' if num_patients > 1 else ''}",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # fits 80 columns
     )
-    metrics = [m for m in METRIC_TITLES if any(row.metric == m for row in summary)]
-    table.add_column("after learning")
-    table.add_column("scored on")
-    for metric in metrics:
-        table.add_column(METRIC_TITLES[metric], justify="right")
+    table.add_column("scored on\nafter", no_wrap=True)
+    rows = {(row.trained_task, row.evaluated_task, row.metric): row for row in summary}
+    evaluations = sorted({key[:2] for key in rows})
+    for trained, evaluated in evaluations:
+        heading = f"{tasks[evaluated - 1].name}\n{tasks[trained - 1].name}"
+        table.add_column(heading, justify="right", no_wrap=True)
     any_failed = any(row.failed for row in summary)
+    for metric, title in METRIC_TITLES.items():
+        found = [rows.get((*evaluation, metric)) for evaluation in evaluations]
+        if any(found):
+            table.add_row(
+                title, *(row and format_score(metric, row.mean, row.std) for row in found)
+            )
+        if any(found) and any_failed:
+            without = (
+                row and format_score(metric, row.mean_without_failed, row.std_without_failed)
+                for row in found
+            )
+            table.add_row("w/o failed", *without)
     if any_failed:
-        table.add_column("failed", justify="right")
-    for key in sorted({(row.trained_task, row.evaluated_task) for row in summary}):
-        rows = {row.metric: row for row in summary if (row.trained_task, row.evaluated_task) == key}
-        cells = [format_score(m, rows[m].mean, rows[m].std) if m in rows else "" for m in metrics]
-        failed = max(row.failed for row in rows.values())
-        if any_failed:
-            cells.append(f"{failed} of {num_patients}")
-        style = "bold" if key[0] == len(tasks) else None
-        table.add_row(tasks[key[0] - 1].name, tasks[key[1] - 1].name, *cells, style=style)
-        if failed:
-            without = [
-                format_score(m, rows[m].mean_without_failed, rows[m].std_without_failed)
-                if m in rows
-                else ""
-                for m in metrics
-            ]
-            table.add_row("", "  without failed", *without, "", style=style)
+        failed = [
+            max(row.failed for key, row in rows.items() if key[:2] == evaluation)
+            for evaluation in evaluations
+        ]
+        table.add_row("failed", *map(str, failed), style="bold red")
     return table
 
 

@@ -104,7 +104,7 @@ def _mean_std(values: list[list[float]]) -> tuple[float, float]:
 
 
 METRIC_TITLES: Mapping[str, str] = {
-    "psnr": "PSNR [dB]",
+    "psnr": "PSNR, dB",
     "ssim": "SSIM",
     "dsc_rv": "DSC RV",
     "dsc_myo": "DSC myo",
@@ -114,6 +114,6 @@ METRIC_TITLES: Mapping[str, str] = {
 
 
 def format_score(metric: str, mean: float, std: float) -> str:
-    """ "31.2 ± 0.4" for a PSNR, "0.812 ± 0.010" for the others; without a deviation if NaN."""
-    digits = 1 if metric == "psnr" else 3
+    """Such as "31.2 ± 0.4" for a PSNR, "0.81 ± 0.01" for others; without a deviation if NaN."""
+    digits = 1 if metric == "psnr" else 2
     return f"{mean:.{digits}f}" + ("" if math.isnan(std) else f" ± {std:.{digits}f}")
