@@ -38,8 +38,8 @@ def make_config(scenario: str, argument: str, distillation_weight: float) -> Con
     config.batch_size = 4096  # points per step; 0 is every voxel of the task
     config.learning_rate = LEARNING_RATES[field]
     config.huber_delta = 1.0
-    # How many scans are fitted at once: 0 is all; None is one per device on CPUs, where more at
-    # once are no faster and take more memory, and all elsewhere.
+    # How many scans one call of the program fits: 0 is all; None is one per device on CPUs, where
+    # more are no faster and take more memory, and all elsewhere.
     config.patients_per_batch = config_dict.placeholder(int)
 
     config.field = ConfigDict({"name": field, "width": 256, "depth": 3, **FIELDS[field]})
