@@ -6,12 +6,14 @@
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
 from configs.base import ConfigError
 from experiments.commandline import launch
 from nfcl_jax import evaluation, open_run
+from nfcl_jax.coordinates import index_to_coords
 from nfcl_jax.data.acdc import read_scans
 from nfcl_jax.reporting.figures import Panel, reconstruction_panels
 
@@ -49,12 +51,10 @@ def first_frame(run, scan, task: int) -> np.ndarray:
     """The first frame, (x, y, z), as the field has it after `task`."""
     shape = scan.shape[1:]
     field = run.field(scan.patient, task)
-    index = np.arange(np.prod(shape))
+    index = np.arange(np.prod(shape))  # frames are contiguous
     if run.config["field"]["name"] == "diner":
         return field(index).reshape(shape)
-    axes = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape]
-    space = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    coords = np.concatenate([space, np.full((len(space), 1), -1.0)], axis=1)
+    coords = index_to_coords(jnp.asarray(index), jnp.array(scan.shape))
     return field(coords).reshape(shape)
 
 

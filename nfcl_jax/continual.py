@@ -145,7 +145,8 @@ def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh
     """Fits one batch to the last of `tasks`; parameters, losses and rendered outputs per scan."""
     number, task = len(tasks), tasks[-1]
     earlier = merge_domains(tasks[:-1])
-    num_voxels = padded_size(max(scan.intensities[0].size for scan in batch))
+    largest = max(scan.intensities[0].size for scan in batch)
+    num_voxels = padded_size(largest)
     rows = batch[0].num_frames * num_voxels
     config = FitConfig(
         field=create_field(field, num_channels(tasks), rows),
@@ -170,7 +171,6 @@ def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh
         frames=jnp.array(task.frames, jnp.int32),
         earlier_frames=jnp.array(earlier_frames, jnp.int32).reshape(-1, 2),
     )
-    largest = max(scan.intensities[0].size for scan in batch)
     # A short last batch is filled up with repetitions, so that it runs in the same program.
     filled = [batch[i % len(batch)] for i in range(per_batch)]
     patients = stack_scans(filled, num_voxels, settings.seed)
