@@ -66,12 +66,36 @@ def load(workdir: str | Path, task: int, patient: str, image: str) -> Params:
     if image not in shapes.get(patient, {}):
         known = [f"{p}/{i}" for p, images in shapes.items() for i in images]
         raise KeyError(f"no {patient}/{image} in this checkpoint; there are {', '.join(known)}")
-    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes[patient][image])
+    return _load(workdir, task, {patient: {image: shapes[patient][image]}})[patient][image]
+
+
+def load_all(workdir: str | Path, task: int) -> dict[str, Params]:
+    """Every scan's parameters after a task, as numpy arrays, by the scan's name.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_metadata`.
+    """
+    tree = _load(workdir, task, _metadata(workdir, task).metadata)
+    return {
+        f"{patient}/{image}": params
+        for patient, images in tree.items()
+        for image, params in images.items()
+    }
+
+
+def finished_tasks(workdir: str | Path) -> tuple[int, ...]:
+    """Numbers of the tasks that have a checkpoint in the run's folder, from 1."""
+    names = [path.name for path in (Path(workdir) / "checkpoints").glob("task_*")]
+    numbers = [name.removeprefix("task_") for name in names]
+    return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
+
+
+def _load(workdir, task, shapes):
+    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        loaded = ocp.load(checkpoint_path(workdir, task), {patient: {image: wanted}})
-    return loaded[patient][image]
+        return ocp.load(checkpoint_path(workdir, task), wanted)
 
 
 def _metadata(workdir: str | Path, task: int):

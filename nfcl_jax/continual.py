@@ -71,9 +71,12 @@ class TaskResult(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where the work is: `step` of this task's steps is done for `patients`."""
+    """Where the work is: batch `batch` of `num_batches`, from 1, has done `step` of the steps of
+    task `task`, from 1."""
 
     task: int
+    batch: int
+    num_batches: int
     patients: tuple[str, ...]
     step: int
     loss: float
@@ -107,6 +110,8 @@ def learn(
     settings: Settings,
     mesh: Mesh,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    learned: int = 0,
+    params: Mapping[str, Params] | None = None,
 ) -> Iterator[TaskResult]:
     """Fits a field to every scan, task by task.
 
@@ -121,27 +126,36 @@ def learn(
       settings: see there.
       mesh: from `device_mesh`.
       on_progress: called between chunks of steps.
+      learned: how many tasks are learned already; the work goes on after them, to the same results
+        as if it had not been interrupted.
+      params: what they left, by the scan's name.
 
     Yields:
-      A result after each task, with scores on every task so far.
+      A result after each further task, with scores on every task so far.
     """
     per_batch, batches = make_batches(scans, settings.patients_per_batch, mesh)
-    params: dict[str, Params] = {}
-    for number in range(1, len(tasks) + 1):
+    params = dict(params or {})
+    for number in range(learned + 1, len(tasks) + 1):
         metrics, fits = [], []
         seen = tasks[:number]
-        for batch in batches:
-            learned, losses, outputs = _learn_task(
-                batch, per_batch, seen, params, field, strategy, settings, mesh, on_progress
+        for place, batch in enumerate(batches, start=1):
+
+            def report(step, losses, number=number, place=place, batch=batch):
+                mean = float(np.mean(np.asarray(losses.fit)[: len(batch), -1]))
+                names = tuple(scan.name for scan in batch)
+                on_progress(Progress(number, place, len(batches), names, step, mean))
+
+            after, losses, outputs = _learn_task(
+                batch, per_batch, seen, params, field, strategy, settings, mesh, report
             )
             for i, scan in enumerate(batch):
-                params[scan.name] = learned[i]
+                params[scan.name] = after[i]
                 metrics += _score(scan, seen, outputs[i])
                 fits.append(_judge(scan, seen[-1], number, losses[i], outputs[i]))
         yield TaskResult(number, dict(params), sorted(metrics), sorted(fits))
 
 
-def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh, on_progress):
+def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh, report):
     """Fits one batch to the last of `tasks`; parameters, losses and rendered outputs per scan."""
     number, task = len(tasks), tasks[-1]
     earlier = merge_domains(tasks[:-1])
@@ -199,9 +213,9 @@ def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh
         )
         # The next chunk is on its way before the losses of this one are looked at.
         if chunks:
-            _report(on_progress, number, batch, first, chunks[-1])
+            report(first, chunks[-1])
         chunks.append(jax.tree.map(lambda x, n=stop - first: x[:, :n], losses))
-    _report(on_progress, number, batch, settings.num_steps, chunks[-1])
+    report(settings.num_steps, chunks[-1])
 
     seen = max(stop_earlier, task.frames[1])
     rendered = np.asarray(
@@ -215,11 +229,6 @@ def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh
         [Losses(fit, penalty) for fit, penalty in zip(*all_losses, strict=True)],
         [_as_volumes(rendered[i], scan, seen) for i, scan in enumerate(batch)],
     )
-
-
-def _report(on_progress, number, batch, step, losses: Losses) -> None:
-    last = np.asarray(losses.fit)[: len(batch), -1]
-    on_progress(Progress(number, tuple(scan.name for scan in batch), step, float(np.mean(last))))
 
 
 def _as_volumes(flat: np.ndarray, scan: Scan, num_frames: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Opens the folder of a finished or unfinished run."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,12 @@ from nfcl_jax import checkpoints
 from nfcl_jax.fields import Params, create_field, num_output_channels
 
 BLOCK = 8192  # points that an opened field is asked at once
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(module, params, inputs):
+    """Compiled once for all fields of one kind and size."""
+    return module.apply(params, inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +71,13 @@ class Run:
         size = int(np.prod(shape))
         module = create_field(self.config["field"], num_output_channels(params), rows=size)
 
-        apply = jax.jit(module.apply)
-
         def in_blocks(points):
             """Every point, in blocks of one size: bounded memory, one compiled program."""
             blocks = []
             for start in range(0, len(points), BLOCK):
                 block = points[start : start + BLOCK]
                 repeated = np.resize(block, (BLOCK, *block.shape[1:]))
-                blocks.append(np.asarray(apply(params, repeated))[: len(block)])
+                blocks.append(np.asarray(_apply(module, params, repeated))[: len(block)])
             return np.concatenate(blocks) if blocks else np.zeros((0, module.channels), "f4")
 
         def at_voxels(index):
@@ -126,9 +131,5 @@ def open_run(workdir: str | Path) -> Run:
     for path in (config, scans):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing; {workdir} is not the folder of a run.")
-    tasks = sorted(
-        int(path.name.removeprefix("task_"))
-        for path in (workdir / "checkpoints").glob("task_*")
-        if path.name.removeprefix("task_").isdecimal()
-    )
-    return Run(workdir, json.loads(config.read_text()), json.loads(scans.read_text()), tuple(tasks))
+    tasks = checkpoints.finished_tasks(workdir)
+    return Run(workdir, json.loads(config.read_text()), json.loads(scans.read_text()), tasks)

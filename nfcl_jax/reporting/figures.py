@@ -1,55 +1,334 @@
-"""Figures of a run's reconstructions."""
+"""The figures of a report. One language for all: a colour and a marker for each field (colours by
+Okabe and Ito, 2008, told apart by colour-blind readers), open without distillation, filled with
+it; means over patients with their 95% bootstrap intervals, patients faint behind."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import matplotlib as mpl
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from nfcl_jax.reporting.records import METRIC_TITLES
+from nfcl_jax.reporting.results import BASELINE, FIELD_TITLES, Scores
+from nfcl_jax.reporting.statistics import bootstrap_interval
+
+COLOURS = {"pe_relu": "#0072B2", "siren": "#E69F00", "finer": "#009E73", "diner": "#CC3311"}
+MARKERS = {"pe_relu": "o", "siren": "s", "finer": "^", "diner": "D"}
+CLASS_COLOURS = ("#56B4E9", "#F0E442", "#D55E00")  # right ventricle, myocardium, left ventricle
 ERROR_LIMIT = 0.3  # of the intensity range [0, 1]: where the colours of an error map end
+DISTILLATION = "distillation"
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "nfcl_jax",  # the same figure is the same file
+}
 
 
-class Panel(NamedTuple):
-    """A reconstructed slice, (x, y) in [0, 1], with what to write above it."""
-
-    title: str
-    image: np.ndarray
-
-
-def reconstruction_panels(truth: np.ndarray, rows: Sequence[tuple[str, Sequence[Panel]]]) -> Figure:
-    """Reconstructions of one slice beside the truth, each with its error below.
-
-    Args:
-      truth: the slice, (x, y) in [0, 1].
-      rows: for each row its title and its panels; every row has as many.
-
-    Returns:
-      A figure; errors (reconstruction minus truth) share one scale.
-    """
-    columns = 1 + len(rows[0][1])
-    aspect = truth.shape[1] / truth.shape[0]
-    figure = Figure(figsize=(1.9 * columns, 3.95 * aspect * len(rows) + 0.6), layout="constrained")
-    axes = figure.subplots(2 * len(rows), columns, squeeze=False)
-    errors = None
-    for r, (title, panels) in enumerate(rows):
-        above, below = axes[2 * r], axes[2 * r + 1]
-        _show(above[0], truth, cmap="gray", vmin=0, vmax=1)
-        above[0].set_title("scan", fontsize=9)
-        below[0].axis("off")
-        below[0].text(0.5, 0.5, title, ha="center", va="center", fontsize=12, weight="bold")
-        for image_axis, error_axis, panel in zip(above[1:], below[1:], panels, strict=True):
-            _show(image_axis, np.clip(panel.image, 0, 1), cmap="gray", vmin=0, vmax=1)
-            image_axis.set_title(panel.title, fontsize=9)
-            errors = _show(
-                error_axis, panel.image - truth, cmap="RdBu_r", vmin=-ERROR_LIMIT, vmax=ERROR_LIMIT
+def first_against_last(scores: Scores) -> Figure:
+    """Domain expansion, after the last task: the first frame's PSNR and SSIM over the last's."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+        for axes, metric in zip(figure.subplots(1, 2), ("psnr", "ssim"), strict=True):
+            ends = []
+            for field, strategy in _pairs(scores, "domain_expansion"):
+                key = ("domain_expansion", field, strategy)
+                last, first = (scores.get(*key, 0, task, metric) for task in (0, 1))
+                _cross(axes, last, first, field, strategy)
+                ends += [*last, *first]
+            low, high = _limits(ends)
+            axes.plot([low, high], [low, high], color="#999999", linewidth=1, zorder=0)
+            axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+            axes.set_xlabel(f"{METRIC_TITLES[metric]}: last frame")
+            axes.set_ylabel(f"{METRIC_TITLES[metric]}: first frame")
+            axes.annotate(
+                "as good as the last",
+                ((low + 3 * high) / 4,) * 2,
+                rotation=45,
+                rotation_mode="anchor",
+                xytext=(-3, 3),
+                textcoords="offset points",
+                ha="center",
+                color="#777777",
+                fontsize=8,
             )
-    bar = figure.colorbar(errors, ax=axes, shrink=0.5, aspect=30, pad=0.01)
-    bar.set_label("reconstruction - scan", fontsize=9)
+        _legend(figure, _pairs(scores, "domain_expansion"))
     return figure
 
 
-def _show(axis, image, **colours):
+def image_and_mask(scores: Scores) -> Figure:
+    """Signal expansion, after the mask was learned: PSNR and SSIM of the image, DSC of the mask."""
+    key = "signal_expansion"
+    pairs = _pairs(scores, key)
+    fields = list(dict.fromkeys(field for field, _ in pairs))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+        for axes, metric in zip(figure.subplots(1, 3), ("psnr", "ssim", "dsc"), strict=True):
+            task = 0 if metric == "dsc" else 1
+            for field, strategy in pairs:
+                values = scores.get(key, field, strategy, 0, task, metric)
+                place = fields.index(field) + (0.17 if strategy == DISTILLATION else -0.17)
+                _column(axes, place, values, field, strategy)
+            if metric != "dsc":
+                for place, field in enumerate(fields):
+                    before = scores.get(key, field, BASELINE, 1, 1, metric).mean()
+                    axes.plot([place - 0.4, place + 0.4], [before] * 2, color="#555555", lw=1.2)
+            axes.set_xticks(range(len(fields)), [FIELD_TITLES[field] for field in fields])
+            axes.set_xlim(-0.6, len(fields) - 0.4)
+            axes.set_ylim(bottom=0)
+            axes.grid(axis="x", visible=False)
+            axes.tick_params(axis="x", labelsize=8, length=0)
+            what = "mask" if metric == "dsc" else "image"
+            axes.set_title(f"{METRIC_TITLES[metric]} of the {what}", fontsize=10)
+        _legend(figure, pairs, [Line2D([], [], color="#555555", label="before the mask")])
+    return figure
+
+
+def task_matrix(scores: Scores) -> Figure:
+    """Domain expansion: mean PSNR of every frame after every task, per field and strategy."""
+    pairs = _pairs(scores, "domain_expansion")
+    fields = list(dict.fromkeys(field for field, _ in pairs))
+    strategies = list(dict.fromkeys(strategy for _, strategy in pairs))
+    size = scores.num_tasks["domain_expansion"]
+    matrices = {}
+    for pair in pairs:
+        matrix = np.full((size, size), np.nan)
+        for trained in range(1, size + 1):
+            for evaluated in range(1, trained + 1):
+                found = scores.get("domain_expansion", *pair, trained, evaluated, "psnr")
+                matrix[trained - 1, evaluated - 1] = found.mean() if len(found) else np.nan
+        matrices[pair] = matrix
+    finite = np.concatenate([m[np.isfinite(m)] for m in matrices.values()])
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(
+            figsize=(1.9 * len(fields) + 0.9, 1.9 * len(strategies) + 0.6), layout="constrained"
+        )
+        grid = figure.subplots(len(strategies), len(fields), squeeze=False)
+        for (field, strategy), matrix in matrices.items():
+            axes = grid[strategies.index(strategy), fields.index(field)]
+            image = axes.imshow(matrix, cmap="viridis", vmin=finite.min(), vmax=finite.max())
+            for (row, column), value in np.ndenumerate(matrix):
+                if np.isfinite(value):
+                    dark = image.norm(value) < 0.6
+                    colour = "white" if dark else "black"
+                    axes.text(
+                        column, row, f"{value:.1f}", ha="center", va="center", color=colour, size=8
+                    )
+            numbers = range(1, size + 1)
+            axes.set_xticks(range(size), numbers)
+            axes.set_yticks(range(size), numbers)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+            if axes in grid[0]:
+                axes.set_title(FIELD_TITLES[field], fontsize=10)
+            if axes in grid[-1]:
+                axes.set_xlabel("frame")
+            if axes in grid[:, 0]:
+                axes.set_ylabel(f"{strategy}\nafter frame")
+        figure.colorbar(image, ax=grid, label="PSNR, dB", shrink=0.8, aspect=30, pad=0.02)
+    return figure
+
+
+def weight_sweep(scores: Scores, weights: Mapping[str, float]) -> Figure:
+    """Stability over plasticity, a curve per field through the weights of distillation.
+
+    Args:
+      scores: with several strategies, one for each weight.
+      weights: of each strategy; those without one are drawn open, alone.
+    """
+    scenarios = [s for s in ("domain_expansion", "signal_expansion") if s in scores.num_tasks]
+    labels = {
+        "domain_expansion": ("psnr", "last frame, PSNR in dB", "first frame, PSNR in dB"),
+        "signal_expansion": ("dsc", "mask, DSC", "image, PSNR in dB"),
+    }
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.4 * len(scenarios), 4.4), layout="constrained")
+        drawn = []
+        panels = figure.subplots(1, len(scenarios), squeeze=False)[0]
+        for axes, scenario in zip(panels, scenarios, strict=True):
+            metric, x_title, y_title = labels[scenario]
+            pairs = _pairs(scores, scenario, all_strategies=True)
+            drawn += pairs
+            curves: dict[str, list] = {}
+            for field, strategy in pairs:
+                plastic = scores.get(scenario, field, strategy, 0, 0, metric).mean()
+                stable = scores.get(scenario, field, strategy, 0, 1, "psnr").mean()
+                if strategy in weights:
+                    curves.setdefault(field, []).append((weights[strategy], plastic, stable))
+                else:
+                    axes.plot(plastic, stable, **_marker(field, filled=False), markersize=7)
+            for field, points in curves.items():
+                order, xs, ys = zip(*sorted(points), strict=True)
+                axes.plot(xs, ys, color=COLOURS[field], linewidth=1, alpha=0.6)
+                axes.plot(xs, ys, **_marker(field, filled=True), markersize=5)
+                for weight, x, y in zip(order, xs, ys, strict=True):
+                    axes.annotate(
+                        f"{weight:g}",
+                        (x, y),
+                        xytext=(4, 4),
+                        textcoords="offset points",
+                        fontsize=7,
+                        color=COLOURS[field],
+                    )
+            axes.set(xlabel=x_title, ylabel=y_title, title=scenario.replace("_", " "))
+        _legend(figure, drawn)
+    return figure
+
+
+def _pairs(scores: Scores, scenario: str, all_strategies: bool = False) -> list[tuple[str, str]]:
+    """Fields and strategies that there are of a scenario."""
+    return [
+        (field, strategy)
+        for found, field, strategy in scores.present
+        if found == scenario and (all_strategies or strategy in (BASELINE, DISTILLATION))
+    ]
+
+
+def _marker(field: str, filled: bool) -> dict:
+    return {
+        "marker": MARKERS[field],
+        "color": COLOURS[field],
+        "markerfacecolor": COLOURS[field] if filled else "white",
+        "linestyle": "none",
+        "markeredgewidth": 1.4,
+    }
+
+
+def _interval(values: pd.Series) -> np.ndarray:
+    """Lengths of an error bar below and above the mean."""
+    low, high = bootstrap_interval(values.to_numpy())
+    mean = values.mean()
+    return np.nan_to_num([[mean - low], [high - mean]])
+
+
+def _cross(axes: Axes, x: pd.Series, y: pd.Series, field: str, strategy: str) -> None:
+    """Patients, and their mean with its interval in both directions."""
+    both = pd.concat([x, y], axis=1, join="inner")
+    style = _marker(field, filled=strategy == DISTILLATION)
+    axes.plot(both.iloc[:, 0], both.iloc[:, 1], **style, markersize=3.5, alpha=0.25, zorder=1)
+    axes.errorbar(
+        x.mean(), y.mean(), xerr=_interval(x), yerr=_interval(y), **style, markersize=8, zorder=3
+    )
+
+
+def _column(axes: Axes, place: float, values: pd.Series, field: str, strategy: str) -> None:
+    style = _marker(field, filled=strategy == DISTILLATION)
+    axes.plot(np.full(len(values), place), values, **style, markersize=3.5, alpha=0.25, zorder=1)
+    axes.errorbar(place, values.mean(), yerr=_interval(values), **style, markersize=8, zorder=3)
+
+
+def _limits(values: Iterable[float]) -> tuple[float, float]:
+    finite = np.array([v for v in values if np.isfinite(v)])
+    margin = 0.05 * (np.ptp(finite) or 1.0)
+    return float(finite.min() - margin), float(finite.max() + margin)
+
+
+def _legend(figure: Figure, pairs: list[tuple[str, str]], others: Sequence[Line2D] = ()) -> None:
+    fields = dict.fromkeys(field for field, _ in pairs)
+    handles = [
+        Line2D([], [], **_marker(field, filled=True), label=FIELD_TITLES[field]) for field in fields
+    ]
+    for title, filled in (("fine-tuned", False), ("distilled", True)):
+        face = "#555555" if filled else "white"
+        handles.append(
+            Line2D(
+                [],
+                [],
+                marker="o",
+                color="#555555",
+                markerfacecolor=face,
+                linestyle="none",
+                markeredgewidth=1.4,
+                label=title,
+            )
+        )
+    handles += others
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(handles),
+        handletextpad=0.2,
+        columnspacing=1.2,
+    )
+
+
+class Panel(NamedTuple):
+    """A slice, (x, y): an intensity in [0, 1], an error, or classes over an intensity."""
+
+    kind: str  # "image", "error" or "mask"
+    values: np.ndarray
+    title: str = ""
+    behind: np.ndarray | None = None
+
+
+def panel_grid(
+    columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Panel | None]]]
+) -> Figure:
+    """Slices in rows and columns; errors (reconstruction - scan) share one scale.
+
+    Args:
+      columns: titles above the first row.
+      rows: for each its title and a panel, or nothing, for every column.
+    """
+    shape = next(panel.values.shape for _, panels in rows for panel in panels if panel)
+    width = 1.55
+    height = width * shape[1] / shape[0] + 0.16
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(
+            figsize=(width * len(columns) + 0.9, height * len(rows) + 0.5), layout="constrained"
+        )
+        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
+        grid = figure.subplots(len(rows), len(columns), squeeze=False)
+        error_rows, errors = [], None
+        for axes_row, (title, panels) in zip(grid, rows, strict=True):
+            for axes, panel in zip(axes_row, panels, strict=True):
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+                if panel is None:
+                    continue
+                drawn = _draw(axes, panel)
+                axes.set_title(panel.title, fontsize=8, pad=2)
+                if panel.kind == "error":
+                    errors = drawn
+                    error_rows.append(axes)
+            axes_row[0].set_ylabel(title, fontsize=9)
+        for axes, title in zip(grid[0], columns, strict=True):
+            above = f"{title}\n{axes.get_title()}" if axes.get_title() else title
+            axes.set_title(above, fontsize=9, pad=2)
+        if errors is not None:
+            bar = figure.colorbar(errors, ax=grid, shrink=0.5, aspect=30, pad=0.01)
+            bar.set_label("reconstruction - scan", fontsize=8)
+    return figure
+
+
+def _draw(axes: Axes, panel: Panel):
     """A slice as radiologists see it: x to the right, y downwards."""
-    axis.set_xticks([])
-    axis.set_yticks([])
-    return axis.imshow(image.T, interpolation="nearest", **colours)
+    gray = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    if panel.kind == "image":
+        return axes.imshow(np.clip(panel.values, 0, 1).T, **gray)
+    if panel.kind == "error":
+        limits = {"vmin": -ERROR_LIMIT, "vmax": ERROR_LIMIT}
+        return axes.imshow(panel.values.T, cmap="RdBu_r", interpolation="nearest", **limits)
+    axes.imshow(panel.behind.T, **gray)
+    classes = np.ma.masked_equal(panel.values, 0).T
+    colours = ListedColormap(CLASS_COLOURS)
+    return axes.imshow(classes, cmap=colours, vmin=1, vmax=3, alpha=0.6, interpolation="nearest")
+
+
+def figure_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as a "png" or "svg" file; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, dpi=160, facecolor="white", metadata=metadata)
+    return buffer.getvalue()

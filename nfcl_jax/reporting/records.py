@@ -42,10 +42,10 @@ class Summary(NamedTuple):
     std_without_failed: float
 
 
-def write_text(path: Path, text: str) -> None:
+def write_file(path: Path, contents: str | bytes) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text)
+    temporary.write_bytes(contents.encode() if isinstance(contents, str) else contents)
     os.replace(temporary, path)
 
 
@@ -58,7 +58,25 @@ def write_csv(path: Path, rows: Sequence[Any], label: Label | None = None) -> No
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*(label._fields if label else ()), *rows[0]._fields])
     writer.writerows([*(label or ()), *row] for row in rows)
-    write_text(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())
+
+
+def read_csv(path: Path, row_type: type) -> list[Any]:
+    """What `write_csv` wrote: rows of a NamedTuple, to the last digit; other columns are left out.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it lacks a column, or a value cannot be read.
+    """
+    parse = {bool: {"True": True, "False": False}.__getitem__, str: str, int: int, float: float}
+    with path.open(newline="") as file:
+        try:
+            return [
+                row_type(**{k: parse[t](row[k]) for k, t in row_type.__annotations__.items()})
+                for row in csv.DictReader(file)
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not the rows of a run ({error!r}).") from error
 
 
 def summarise(metrics: Iterable[Metric], fits: Iterable[Fit]) -> list[Summary]:

@@ -1,0 +1,28 @@
+"""Tables, figures, claims and report.html of all the runs in a folder.
+
+python -m experiments.report --workdir=runs/paper
+"""
+
+from pathlib import Path
+
+from absl import app, flags
+from rich.console import Console
+
+from experiments.commandline import launch
+from experiments.screen import claims_table
+from nfcl_jax.reporting.report import write_report
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of runs, or of a grid of them")
+_PATIENT = flags.DEFINE_string("patient", None, "whose reconstructions the figures show")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    console, workdir = Console(), Path(_WORKDIR.value)
+    console.print(claims_table(write_report(workdir, _PATIENT.value)))
+    console.print(f"the report is in {workdir / 'report.html'}")
+
+
+if __name__ == "__main__":
+    launch(main, required=["workdir"])

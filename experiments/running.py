@@ -1,0 +1,249 @@
+"""One run: learns every task on the scans it is given, and writes all results below its folder."""
+
+import contextlib
+import functools
+import json
+import logging
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from configs.base import ConfigError, patient_names
+from nfcl_jax import checkpoints, continual
+from nfcl_jax.data.acdc import read_scans
+from nfcl_jax.data.phantom import write_phantom
+from nfcl_jax.fields import create_field, init_params, num_parameters
+from nfcl_jax.reporting.records import (
+    Label,
+    Summary,
+    read_csv,
+    summarise,
+    write_csv,
+    write_file,
+)
+from nfcl_jax.scenarios import SCENARIOS, Scan, Task, num_channels
+from nfcl_jax.strategies import create_strategy
+
+log = logging.getLogger("nfcl_jax")
+
+
+def read_data(config: ConfigDict, scenario: str, workdir: Path) -> list[Scan]:
+    """The scans of the config's patients; of the phantom, written first, if it names no root."""
+    root = config.data.root
+    if not root:
+        root = phantom_root(workdir)
+        if not root.exists():
+            write_phantom(root)
+        log.info("no config.data.root: running on the built-in phantom, written to %s", root)
+    return read_scans(root, scenario, patient_names(config))
+
+
+def phantom_root(workdir: Path) -> Path:
+    """Where the phantom goes that is used when no data are named."""
+    return workdir / "phantom"
+
+
+def run(
+    config: ConfigDict,
+    scans: list[Scan],
+    workdir: Path,
+    on_progress: Callable[[continual.Progress], None],
+    twin: Path | None = None,
+) -> list[Summary]:
+    """One run; its folder may hold the first tasks of the same run, which are not done again.
+
+    Args:
+      config: checked, see `configs.base.check_config`.
+      scans: as `read_data` gives them for this config.
+      workdir: the run's folder.
+      on_progress: called between chunks of steps.
+      twin: a run that differs in the strategy alone. The first task knows no strategy: if this run
+        has not learned it, it is taken from there.
+
+    Returns:
+      What the run's summary.csv holds.
+
+    Raises:
+      ConfigError: if the folder holds another run.
+    """
+    tasks = SCENARIOS[config.scenario](config.huber_delta)
+    scan_records = describe_scans(scans, tasks, config)
+    refuse_another_run(config, scan_records, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with _log_to(workdir / "train.log"):
+        _log_start(scan_records)
+        write_file(workdir / "config.json", _json(config.to_dict()))
+        write_file(workdir / "patients.json", _json(scan_records))
+        label = Label(config.scenario, config.field.name, config.strategy, config.seed)
+        metadata = {"config": config.to_dict(), "scans": scan_records}
+        started = time.monotonic()
+        metrics, fits = [], []
+        for result in _learn(config, scans, tasks, workdir, on_progress, twin):
+            metrics += result.metrics
+            fits += result.fits
+            write_csv(workdir / "metrics.csv", metrics, label)
+            write_csv(workdir / "fits.csv", fits)
+            # The checkpoint comes last: where it is, the task's rows are.
+            if result.number not in checkpoints.finished_tasks(workdir):
+                checkpoints.save(workdir, result.number, result.params, metadata)
+                _log_task(result, tasks)
+        summary = summarise(metrics, fits)
+        write_csv(workdir / "summary.csv", summary, label)
+        log.info("done in %.0f s; everything is in %s", time.monotonic() - started, workdir)
+    return summary
+
+
+def _learn(config, scans, tasks, workdir, on_progress, twin) -> Iterator[continual.TaskResult]:
+    """The results of all tasks: those on disk first, then those still to be learned."""
+    learned, params = 0, {}
+    for source, most in ((workdir, len(tasks)), (twin, 1)):
+        if source and not learned:
+            for result in read_results(source, most):
+                learned, params = result.number, result.params
+                log.info("task %d of %d is taken from %s", learned, len(tasks), source)
+                yield result
+    if learned == len(tasks):
+        return
+    mesh = continual.device_mesh()
+    log.info(
+        "%s, Python %s, JAX %s on %d x %s",
+        platform.node(),
+        platform.python_version(),
+        jax.__version__,
+        mesh.devices.size,
+        mesh.devices.flat[0].device_kind,
+    )
+    settings = continual.Settings(
+        config.learning_rate,
+        config.num_steps,
+        config.batch_size,
+        config.patients_per_batch,
+        config.seed,
+    )
+    strategy = create_strategy(config.strategy, dict(config.get(config.strategy, {})))
+    field = config.field.to_dict()
+    yield from continual.learn(
+        scans, tasks, field, strategy, settings, mesh, on_progress, learned, params
+    )
+
+
+def read_results(workdir: Path, most: int) -> Iterator[continual.TaskResult]:
+    """What a run's folder holds of its first `most` tasks; parameters of the last of them."""
+    finished = [task for task in checkpoints.finished_tasks(workdir) if task <= most]
+    if not finished:
+        return
+    metrics = read_csv(workdir / "metrics.csv", continual.Metric)
+    fits = read_csv(workdir / "fits.csv", continual.Fit)
+    for task in range(1, max(finished) + 1):
+        yield continual.TaskResult(
+            task,
+            checkpoints.load_all(workdir, task) if task == max(finished) else {},
+            [row for row in metrics if row.trained_task == task],
+            [row for row in fits if row.task == task],
+        )
+
+
+def refuse_another_run(config: ConfigDict, scan_records: list[dict], workdir: Path) -> None:
+    """Raises ConfigError, naming what differs, if `workdir` holds a run of something else."""
+    differing = []
+    for name, wanted in (("config.json", config.to_dict()), ("patients.json", scan_records)):
+        path = workdir / name
+        if path.exists():
+            there = json.loads(path.read_text())
+            differing += _differences(there, json.loads(_json(wanted)), name.split(".")[0])
+    if differing:
+        raise ConfigError(
+            f"{workdir}: holds a run with\n  "
+            + "\n  ".join(differing)
+            + "\nGo on with it by its own settings, or choose another --workdir."
+        )
+
+
+def _differences(there, wanted, name: str) -> list[str]:
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        keys = sorted(there.keys() | wanted.keys())
+        pairs = [(there.get(k), wanted.get(k), f"{name}.{k}") for k in keys]
+        return [line for pair in pairs for line in _differences(*pair)]
+    return [] if there == wanted else [f"{name} = {there!r} instead of {wanted!r}"]
+
+
+def _json(value) -> str:
+    return json.dumps(value, indent=2)
+
+
+def describe_scans(scans: list[Scan], tasks: tuple[Task, ...], config: ConfigDict) -> list[dict]:
+    """What patients.json holds of each scan, and how large its field is."""
+    records = []
+    for scan in scans:
+        field = create_field(config.field.to_dict(), num_channels(tasks), scan.intensities.size)
+        init = functools.partial(init_params, field, axes=len(scan.shape))
+        records.append(
+            {
+                "patient": scan.patient,
+                "image": scan.image,
+                "shape": scan.shape,
+                "frame_numbers": scan.frame_numbers,
+                "spacing": scan.spacing,
+                "affine": scan.affine.tolist(),
+                "parameters": num_parameters(jax.eval_shape(init, jax.random.key(0))),
+            }
+        )
+    return records
+
+
+def _log_start(scan_records: list[dict]) -> None:
+    for record in scan_records:
+        voxels = functools.reduce(int.__mul__, record["shape"])
+        log.info(
+            "%s/%s: %s voxels, %d parameters, %.3f per voxel",
+            record["patient"],
+            record["image"],
+            " x ".join(map(str, record["shape"])),
+            record["parameters"],
+            record["parameters"] / voxels,
+        )
+
+
+def _log_task(result: continual.TaskResult, tasks: tuple[Task, ...]) -> None:
+    task = tasks[result.number - 1]
+    log.info("task %d of %d (%s) learned and saved", result.number, len(tasks), task.name)
+    for fit in result.fits:
+        name = f"{fit.patient}/{fit.image}"
+        if fit.diverged:
+            when = f"from step {fit.first_bad_step} on" if fit.first_bad_step else "after its steps"
+            log.warning("%s diverged in task %d: not finite %s", name, fit.task, when)
+        if fit.collapsed:
+            log.warning("%s collapsed to a constant in task %d", name, fit.task)
+
+
+@contextlib.contextmanager
+def _log_to(path: Path):
+    """Sends the log, and what ends the run early, to a file too."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    except BaseException:
+        record = log.makeRecord(log.name, logging.ERROR, "", 0, "ended early", (), sys.exc_info())
+        handler.handle(record)
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def planned_work(config: ConfigDict, scans: list[Scan], learned: int) -> list[int]:
+    """Points that the field is asked in each task, none in the first `learned`."""
+    tasks = SCENARIOS[config.scenario](config.huber_delta)
+    points = config.batch_size * len(scans) or sum(scan.intensities[0].size for scan in scans)
+    rehearsed = 0 if config.strategy == "finetune" else 1
+    return [
+        config.num_steps * points * (1 + rehearsed * (task > 0)) * (task >= learned)
+        for task in range(len(tasks))
+    ]

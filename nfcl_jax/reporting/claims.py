@@ -1,0 +1,304 @@
+"""The claims C1 to C10 of the paper (arXiv 2511.21409) as inequalities on scores, and whether they
+hold.
+
+An inequality is about a score, or the difference of two scores of the same patients: its mean over
+patients must be above or below a limit. A claim holds if all its inequalities do, and is not tested
+if a score that it needs is missing. The limits below put the paper's words into numbers, and are
+not to be fitted to results.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nfcl_jax.reporting.results import FIELD_TITLES, Scores
+from nfcl_jax.reporting.statistics import bootstrap_interval
+
+SUBSTANTIAL = 3.0  # dB of PSNR: twice or half the mean squared error
+SAME = 1.0  # dB: "near", "without harming"
+SAME_SSIM = 0.02
+KEPT_SSIM = 0.1  # of SSIM may go where it is "kept high"
+FAILED = 10.0  # dB below what it was: ten times the mean squared error
+HIGH_QUALITY = 30.0  # dB
+LEARNED_DSC = 0.84  # the paper's lowest
+FAILED_DSC = 0.5  # of a patient
+
+DOMAIN, SIGNAL = "domain_expansion", "signal_expansion"
+FIELDS = tuple(FIELD_TITLES)
+
+
+class Inequality(NamedTuple):
+    """The mean of `values`, one per patient, is above (">") or below ("<") `limit`."""
+
+    text: str
+    values: pd.Series
+    sense: str
+    limit: float
+
+
+class Claim(NamedTuple):
+    """What is claimed, the inequality in words, and the inequalities for given scores."""
+
+    id: str
+    claim: str
+    inequality: str
+    inequalities: Callable[[Scores], Iterable[Inequality]]
+
+
+def first_at_end(scores, scenario, field, strategy, metric="psnr"):
+    """Of the first frame, or the image, after the last task."""
+    return scores.get(scenario, field, strategy, 0, 1, metric)
+
+
+def first_when_learned(scores, scenario, field, strategy, metric="psnr"):
+    return scores.get(scenario, field, strategy, 1, 1, metric)
+
+
+def last_at_end(scores, scenario, field, strategy, metric="psnr"):
+    """Of the last frame, or the mask, after the last task."""
+    return scores.get(scenario, field, strategy, 0, 0, metric)
+
+
+def gap(scores, field, metric):
+    """What the first frame is behind the last, fine-tuned, at the end."""
+    last = last_at_end(scores, DOMAIN, field, "finetune", metric)
+    return last - first_at_end(scores, DOMAIN, field, "finetune", metric)
+
+
+def gain(scores, scenario, field, metric="psnr"):
+    """What distillation adds on the first frame, or the image, at the end."""
+    kept = first_at_end(scores, scenario, field, "distillation", metric)
+    return kept - first_at_end(scores, scenario, field, "finetune", metric)
+
+
+def above(text: str, values: pd.Series, limit: float) -> Inequality:
+    return Inequality(text, values, ">", limit)
+
+
+def below(text: str, values: pd.Series, limit: float) -> Inequality:
+    return Inequality(text, values, "<", limit)
+
+
+def c1(scores):
+    for f in ("siren", "finer", "diner"):
+        yield above(f"{f}: PSNR, last - first frame", gap(scores, f, "psnr"), SUBSTANTIAL)
+    yield below("pe_relu: PSNR, last - first frame", gap(scores, "pe_relu", "psnr"), SAME)
+    for f in ("siren", "finer"):
+        for g in ("pe_relu", "diner"):
+            more = gap(scores, f, "ssim") - gap(scores, g, "ssim")
+            yield above(f"{f} - {g}: SSIM, last - first frame", more, 0.0)
+
+
+def c2(scores):
+    def lost(metric):
+        learned = first_when_learned(scores, DOMAIN, "diner", "finetune", metric)
+        return learned - first_at_end(scores, DOMAIN, "diner", "finetune", metric)
+
+    yield above("diner: PSNR lost on the first frame", lost("psnr"), SUBSTANTIAL)
+    yield below("diner: SSIM lost on the first frame", lost("ssim"), KEPT_SSIM)
+
+
+def c3(scores):
+    for f in FIELDS:
+        for metric, slack in (("psnr", SAME), ("ssim", SAME_SSIM)):
+            name = metric.upper()
+            gained = gain(scores, DOMAIN, f, metric)
+            yield above(f"{f}: {name} gained on the first frame", gained, 0.0)
+            distilled = last_at_end(scores, DOMAIN, f, "distillation", metric)
+            harm = last_at_end(scores, DOMAIN, f, "finetune", metric) - distilled
+            yield below(f"{f}: {name} lost on the last frame", harm, slack)
+
+
+def c4(scores):
+    pairs = [("diner", f) for f in FIELDS[:-1]] + [(f, "pe_relu") for f in ("siren", "finer")]
+    for f, g in pairs:
+        more = gain(scores, DOMAIN, f) - gain(scores, DOMAIN, g)
+        yield above(f"{f} - {g}: PSNR gained on the first frame", more, 0.0)
+
+
+def c5(scores):
+    for f in FIELDS:
+        before = first_when_learned(scores, SIGNAL, f, "finetune")
+        lost = before - first_at_end(scores, SIGNAL, f, "finetune")
+        yield above(f"{f}: PSNR lost on the image", lost, FAILED)
+
+
+def c6(scores):
+    for f in FIELDS:
+        yield above(f"{f}: PSNR gained on the image", gain(scores, SIGNAL, f), SUBSTANTIAL)
+    best = first_at_end(scores, SIGNAL, "diner", "distillation")
+    for f in FIELDS[:-1]:
+        more = best - first_at_end(scores, SIGNAL, f, "distillation")
+        yield above(f"diner - {f}: PSNR of the image with distillation", more, 0.0)
+
+
+def c7(scores):
+    for f in FIELDS:
+        for strategy in ("finetune", "distillation"):
+            dsc = last_at_end(scores, SIGNAL, f, strategy, "dsc")
+            yield above(f"{f}: DSC, {strategy}", dsc, LEARNED_DSC)
+
+
+def c8(scores):
+    tuned = last_at_end(scores, SIGNAL, "diner", "finetune", "dsc")
+    distilled = last_at_end(scores, SIGNAL, "diner", "distillation", "dsc")
+    for f in FIELDS[:-1]:
+        more = last_at_end(scores, SIGNAL, f, "finetune", "dsc") - tuned
+        yield above(f"{f} - diner: DSC, finetune", more, 0.0)
+    failed, still = ((dsc < FAILED_DSC).astype(float) for dsc in (tuned, distilled))
+    yield above("diner: share of patients failed on, finetune", failed, 0.0)
+    yield above("diner: the same, finetune - distillation", failed - still, 0.0)
+
+
+def c9(scores):
+    for scenario, what, score in (
+        (DOMAIN, "last frame", last_at_end),
+        (SIGNAL, "image before the mask", first_when_learned),
+    ):
+        poor = score(scores, scenario, "pe_relu", "finetune")
+        yield below(f"pe_relu: PSNR of the {what}", poor, HIGH_QUALITY)
+        best = score(scores, scenario, "diner", "finetune")
+        for f in FIELDS[:-1]:
+            more = best - score(scores, scenario, f, "finetune")
+            yield above(f"diner - {f}: PSNR of the {what}", more, 0.0)
+
+
+def c10(scores):
+    for f in FIELDS:
+        kept = first_at_end(scores, DOMAIN, f, "ewc")
+        gained = kept - first_at_end(scores, DOMAIN, f, "finetune")
+        yield below(f"{f}: PSNR that EWC adds to the first frame", gained, SUBSTANTIAL)
+
+
+CLAIMS = (
+    Claim(
+        "C1",
+        "Domain expansion: fine-tuned fields are poor on the first frame; SIREN and FINER forget "
+        "most, PE-ReLU hardly.",
+        f"The first frame ends more than {SUBSTANTIAL:g} dB below the last for SIREN, FINER and "
+        f"DINER, by less than {SAME:g} dB for PE-ReLU; in SSIM it ends further below for SIREN and "
+        "FINER than for PE-ReLU and DINER.",
+        c1,
+    ),
+    Claim(
+        "C2",
+        "Domain expansion: fine-tuned DINER keeps SSIM high on the first frame while its PSNR "
+        "drops.",
+        f"DINER's first frame loses more than {SUBSTANTIAL:g} dB of PSNR and less than "
+        f"{KEPT_SSIM:g} of SSIM.",
+        c2,
+    ),
+    Claim(
+        "C3",
+        "Domain expansion: distillation improves the first frame for every field, without harming "
+        "the last.",
+        "With distillation every field's first frame has a higher PSNR and SSIM, and its last "
+        f"frame at most {SAME:g} dB and {SAME_SSIM:g} less.",
+        c3,
+    ),
+    Claim(
+        "C4",
+        "Domain expansion: the gain is largest for DINER and smallest for PE-ReLU.",
+        "What distillation adds to the first frame's PSNR is more for DINER than for every other "
+        "field, and more for every other field than for PE-ReLU.",
+        c4,
+    ),
+    Claim(
+        "C5",
+        "Signal expansion: fine-tuned, every field fails on the image after learning the mask; "
+        "PE-ReLU and DINER forget here too.",
+        f"Every field's image loses more than {FAILED:g} dB.",
+        c5,
+    ),
+    Claim(
+        "C6",
+        "Signal expansion: distillation improves the image substantially for every field; DINER "
+        "ends best.",
+        f"Distillation adds more than {SUBSTANTIAL:g} dB to every field's image; with it DINER's "
+        "has a higher PSNR than every other field's.",
+        c6,
+    ),
+    Claim(
+        "C7",
+        "Signal expansion: every field learns the mask, with and without distillation.",
+        f"The mean DSC is above {LEARNED_DSC:g} for every field and both strategies.",
+        c7,
+    ),
+    Claim(
+        "C8",
+        "Signal expansion: fine-tuned DINER has the lower DSC, from failing on individual "
+        "patients; distillation mends that.",
+        "Fine-tuned, every other field has a higher DSC than DINER; DINER fails on some patients "
+        f"(DSC below {FAILED_DSC:g}), and on fewer with distillation.",
+        c8,
+    ),
+    Claim(
+        "C9",
+        "PE-ReLU does not reach high reconstruction quality in either scenario; DINER "
+        "reconstructs best.",
+        f"PE-ReLU's last frame, and its image before the mask, have a PSNR below {HIGH_QUALITY:g} "
+        "dB; DINER's have a higher one than every other field's.",
+        c9,
+    ),
+    Claim(
+        "C10",
+        "Elastic weight consolidation does not prevent the forgetting.",
+        f"EWC adds less than {SUBSTANTIAL:g} dB to the first frame of every field.",
+        c10,
+    ),
+)
+
+
+def judge(scores: Scores) -> list[dict[str, Any]]:
+    """Every claim with its numbers and a verdict, as claims.json holds them.
+
+    Each has `id`, `claim`, `inequality` (in words), `values` (a list of the inequalities: `text`,
+    `mean` over patients, `low` and `high` of its 95% bootstrap interval, `sense`, `limit`,
+    `patients`, `holds`), `patients` (the fewest of them), `verdict` ("holds", "does not hold" or
+    "not tested") and `why`.
+    """
+    return [_judge(claim, scores) for claim in CLAIMS]
+
+
+def _judge(claim: Claim, scores: Scores) -> dict[str, Any]:
+    values = [_evaluate(inequality) for inequality in claim.inequalities(scores)]
+    missing = [value["text"] for value in values if not value["patients"]]
+    wrong = [value["text"] for value in values if value["holds"] is False]
+    if missing:
+        verdict, why = "not tested", "no scores: " + "; ".join(missing)
+    elif wrong:
+        verdict, why = "does not hold", "; ".join(wrong)
+    else:
+        verdict, why = "holds", ""
+    return {
+        "id": claim.id,
+        "claim": claim.claim,
+        "inequality": claim.inequality,
+        "values": values,
+        "patients": min(value["patients"] for value in values),
+        "verdict": verdict,
+        "why": why,
+    }
+
+
+def _evaluate(inequality: Inequality) -> dict[str, Any]:
+    values = inequality.values.dropna().to_numpy()
+    mean = float(np.mean(values)) if len(values) else np.nan
+    low, high = bootstrap_interval(values)
+    holds = mean > inequality.limit if inequality.sense == ">" else mean < inequality.limit
+
+    def number(x):
+        return x if np.isfinite(x) else None  # JSON has no NaN
+
+    return {
+        "text": inequality.text,
+        "mean": number(mean),
+        "low": number(low),
+        "high": number(high),
+        "sense": inequality.sense,
+        "limit": inequality.limit,
+        "patients": len(values),
+        "holds": holds if len(values) else None,
+    }

@@ -1,0 +1,239 @@
+"""report.html: one file with everything, the viewer's slices included, that needs no network."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from nfcl_jax.reporting.figures import CLASS_COLOURS, ERROR_LIMIT
+from nfcl_jax.reporting.results import BASELINE, FIELD_TITLES, FinishedRun, Scores
+from nfcl_jax.reporting.shown import reconstruct
+from nfcl_jax.runs import open_run
+from nfcl_jax.scenarios import SCENARIOS, Scan
+
+MAX_VOXELS = 60_000_000  # in the viewer, about half a byte each; slices are left out beyond
+
+# What the paper does not say: what, the decision, the config's field that changes it.
+DECISIONS = [
+    (
+        "weight of distillation",
+        "1 in domain, 10 in signal expansion",
+        "distillation.weight",
+    ),
+    (
+        "distillation loss",
+        "Huber on the image; on the mask, cross-entropy against the teacher's probabilities",
+        "",
+    ),
+    ("points per step", "4,096, drawn with replacement", "batch_size"),
+    ("where distillation looks", "voxels of the frames seen so far", "distillation.points"),
+    ("optimiser at a new task", "fresh Adam", "learning_rate"),
+    ("Huber's delta", "1", "huber_delta"),
+    (
+        "initialisation",
+        "SIREN and FINER by SIREN's rule; PE-ReLU by PyTorch's default; DINER's layers "
+        "LeCun-normal with zero biases",
+        "field.first_bias (FINER), field.table_range (DINER)",
+    ),
+    ("FINER's scale", "detached from the gradient", "field.detach_scale"),
+    ("SSIM", "slice by slice, 7 x 7 window, data range 1, mean over slices", ""),
+    ("PSNR", "data range 1, over the volume, predictions clipped to [0, 1]", ""),
+    ("Dice", "per class; a class in neither mask is absent, not 1", ""),
+    ("ED and ES", "two fields per patient, each image scaled by its own range; averaged", ""),
+    ("intensities", "minimum to maximum over the frames that a field learns", ""),
+]
+
+
+class Viewer(NamedTuple):
+    """What the page's viewer shows. `data` is JSON; `note` says what was left out."""
+
+    data: str
+    note: str
+
+
+def make_viewer(
+    runs: Sequence[FinishedRun], scans: Sequence[Scan], results: pd.DataFrame
+) -> Viewer:
+    """Slices of every field and strategy after every task, for the scans that are shown.
+
+    Of several seeds the first is shown. Slices are PNG images of 8 bits, one below the other.
+    """
+    first_seed: dict[tuple[str, str, str], FinishedRun] = {}
+    for run in runs:
+        key = (run.config["scenario"], run.config["field"]["name"], run.strategy)
+        first_seed.setdefault(key, run)
+    chosen = {
+        scan.name: [run for key, run in first_seed.items() if key[0] == _scenario(scan)]
+        for scan in scans
+    }
+    step = _slice_step(scans, chosen)
+    scores = results.set_index(
+        ["field", "strategy", "seed", "patient", "image", "trained_task", "evaluated_task"]
+    ).sort_index()
+    shown = {}
+    for scan in scans:
+        slices = list(range(scan.intensities.shape[3]))[step // 2 :: step]
+        views = {}
+        for run in chosen[scan.name]:
+            views |= _views_of_run(run, scan, slices, scores)
+        shown[scan.name] = {
+            "patient": scan.patient,
+            "image": scan.image,
+            "size": scan.intensities.shape[1:3],
+            "slices": [k + 1 for k in slices],
+            "truth": {
+                task.name: _png(_as_bytes(_truth(task, scan)[..., slices])) for task in _tasks(scan)
+            },
+            "behind": _png(_as_bytes(scan.intensities[0][..., slices])),
+            "views": views,
+        }
+    data = {"scans": shown, "errorLimit": ERROR_LIMIT, "classColours": CLASS_COLOURS}
+    note = "" if step == 1 else f"Every {step}th slice is shown, to keep this file small."
+    return Viewer(json.dumps(data, separators=(",", ":")), note)
+
+
+def _scenario(scan: Scan) -> str:
+    return "domain_expansion" if scan.image == "cine" else "signal_expansion"
+
+
+def _tasks(scan: Scan):
+    return SCENARIOS[_scenario(scan)]()
+
+
+def _slice_step(scans: Sequence[Scan], chosen: Mapping[str, Sequence[FinishedRun]]) -> int:
+    """So that every `step`-th slice of everything stays below MAX_VOXELS."""
+    voxels = 0
+    for scan in scans:
+        num_tasks = len(_tasks(scan))
+        views = len(chosen[scan.name]) * num_tasks * (num_tasks + 1) // 2
+        voxels += (views + num_tasks) * scan.intensities[0].size
+    return max(-(-voxels // MAX_VOXELS), 1)
+
+
+def _views_of_run(run: FinishedRun, scan: Scan, slices, scores: pd.DataFrame) -> dict[str, Any]:
+    """By "field|strategy|task|what is looked at": the slices and their scores in words."""
+    opened, tasks = open_run(run.path), _tasks(scan)
+    field, seed = run.config["field"]["name"], run.config["seed"]
+    views = {}
+    for trained in range(1, len(tasks) + 1):
+        num_frames = max(task.frames[1] for task in tasks[:trained])
+        outputs = reconstruct(opened, scan, trained, num_frames, slices)
+        for evaluated, task in enumerate(tasks[:trained], start=1):
+            channels = outputs[task.frames[0]][..., task.output.channels]
+            mask = task.output.name == "mask"
+            values = np.argmax(channels, -1) if mask else channels[..., 0]
+            key = (field, run.strategy, seed, scan.patient, scan.image, trained, evaluated)
+            found = dict(scores.loc[[key], ["metric", "value"]].itertuples(index=False, name=None))
+            words = (
+                f"DSC {found['dsc']:.2f}"
+                if mask
+                else f"PSNR {found['psnr']:.1f} dB, SSIM {found['ssim']:.2f}"
+            )
+            name = f"{field}|{run.strategy}|{tasks[trained - 1].name}|{task.name}"
+            views[name] = [_png(_as_bytes(values)), words]
+    return views
+
+
+def _truth(task, scan: Scan) -> np.ndarray:
+    of = scan.labels if task.output.name == "mask" else scan.intensities
+    return of[task.frames[0]]
+
+
+def _as_bytes(values: np.ndarray) -> np.ndarray:
+    """Intensities in [0, 1] as 0 to 255 (not a number as 0); classes as they are."""
+    if np.issubdtype(values.dtype, np.integer):
+        return values.astype(np.uint8)
+    return np.rint(np.clip(np.nan_to_num(values), 0, 1) * 255).astype(np.uint8)
+
+
+def _png(volume: np.ndarray) -> str:
+    """(x, y, slices) as one picture, x to the right, y downwards, slice below slice; base64."""
+    picture = np.concatenate(np.moveaxis(volume, 2, 0).transpose(0, 2, 1), axis=0)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="png", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def answer(scores: Scores, claims: Sequence[Mapping[str, Any]]) -> str:
+    """The report in two sentences."""
+    lost = {strategy: _losses(scores, strategy) for strategy in (BASELINE, "distillation")}
+    sentences = []
+    if lost[BASELINE]:
+        sentences.append("Fine-tuned, a field loses " + " and ".join(lost[BASELINE]) + ".")
+    verdicts = [claim["verdict"] for claim in claims]
+    counts = (
+        f"{verdicts.count('holds')} of the paper's {len(claims)} claims hold on these patients, "
+        f"{verdicts.count('does not hold')} do not, {verdicts.count('not tested')} are not tested."
+    )
+    if lost["distillation"]:
+        start = "Distilling its previous parameters, it loses " if sentences else "Distilled: "
+        sentences.append(start + " and ".join(lost["distillation"]) + "; " + counts)
+    else:
+        sentences.append(counts)
+    return " ".join(sentences)
+
+
+def _losses(scores: Scores, strategy: str) -> list[str]:
+    """What the fields that lose most and least have lost by the end, for each scenario."""
+    phrases = {
+        "domain_expansion": "of its first frame's PSNR while it learns the other frames",
+        "signal_expansion": "of its image's PSNR while it learns the mask",
+    }
+    found = []
+    for scenario, phrase in phrases.items():
+        losses = {}
+        for field, title in FIELD_TITLES.items():
+            key = (scenario, field, strategy)
+            lost = scores.get(*key, 1, 1, "psnr") - scores.get(*key, 0, 1, "psnr")
+            if np.isfinite(lost.mean()):
+                losses[title] = lost.mean()
+        if losses:
+            most, least = max(losses, key=losses.get), min(losses, key=losses.get)
+            amount = f"{losses[most]:.1f} dB ({most})"
+            if most != least:
+                amount = f"between {losses[least]:.1f} dB ({least}) and {amount}"
+            found.append(f"{amount} {phrase}")
+    return found
+
+
+def settings_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
+    """The settings of the runs, a row per setting, with all values that it has."""
+    rows: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for name, value in _flat(run.config):
+            rows.setdefault(name, {})[str(value) or "-"] = None
+    return pd.DataFrame(
+        [{"setting": name, "value": ", ".join(values)} for name, values in rows.items()]
+    )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = ""):
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def render_page(**contents: Any) -> str:
+    """The page; `contents` are the names that page.html uses."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nfcl_jax.reporting", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html").render(**contents)
+
+
+def data_url(contents: bytes, kind: str) -> str:
+    """A picture as an address that holds it; `kind` is "png" or "svg"."""
+    mime = {"png": "image/png", "svg": "image/svg+xml"}[kind]
+    return f"data:{mime};base64,{base64.b64encode(contents).decode()}"

@@ -1,0 +1,337 @@
+"""The report of all the runs below a folder, from their files alone."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nfcl_jax.reporting import figures, page, tables
+from nfcl_jax.reporting.claims import judge
+from nfcl_jax.reporting.figures import Panel
+from nfcl_jax.reporting.records import METRIC_TITLES, write_file
+from nfcl_jax.reporting.results import (
+    BASELINE,
+    FIELD_TITLES,
+    FinishedRun,
+    Scores,
+    finished_runs,
+    load_results,
+    per_patient,
+)
+from nfcl_jax.reporting.shown import load_shown, reconstruct
+from nfcl_jax.runs import open_run
+from nfcl_jax.scenarios import SCENARIOS, Scan
+
+TITLES = {
+    "domain_expansion": "Domain expansion: four frames, one after the other",
+    "signal_expansion": "Signal expansion: an image, then its mask",
+}
+
+
+def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, Any]]:
+    """Writes results.csv, tables.csv, tables.md, claims.json, figures/ and report.html.
+
+    Args:
+      workdir: has the runs' folders in it or in `cells`; unfinished ones are named in the report.
+      patient: whose reconstructions the figures show; the first that is shown if None.
+
+    Returns:
+      The claims, as in claims.json.
+
+    Raises:
+      FileNotFoundError: if there is no finished run.
+      ValueError: if two runs are of the same, or `patient` is not among those shown.
+    """
+    folders = sorted(path.parent for path in workdir.glob("*/config.json"))
+    folders += sorted(path.parent for path in workdir.glob("cells/*/config.json"))
+    runs = finished_runs(folders)
+    if not runs:
+        raise FileNotFoundError(f"{workdir}: no finished run here or in {workdir / 'cells'}.")
+    unfinished = sorted({folder.name for folder in folders} - {run.path.name for run in runs})
+    scans = load_shown(workdir)
+    if patient is None and scans:
+        patient = scans[0].patient
+    elif patient is not None and patient not in {scan.patient for scan in scans}:
+        known = ", ".join(sorted({scan.patient for scan in scans})) or "none"
+        raise ValueError(
+            f"no scans of {patient} are kept in {workdir / 'shown'}; there are {known}."
+        )
+
+    results = load_results(runs)
+    patients = per_patient(results)
+    scores = Scores(patients)
+    claims = judge(scores)
+    score_table = tables.score_table(patients)
+    paired = tables.paired_table(patients)
+    continual = tables.continual_table(patients)
+
+    write_file(workdir / "results.csv", results.to_csv(index=False))
+    together = {"scores": score_table, "paired": paired, "continual": continual}
+    labelled = [frame.assign(table=name) for name, frame in together.items() if len(frame)]
+    long = pd.concat(labelled, ignore_index=True)
+    long.insert(0, "table", long.pop("table"))
+    write_file(workdir / "tables.csv", long.to_csv(index=False))
+    write_file(workdir / "claims.json", json.dumps(claims, indent=2))
+    readable = _readable_tables(score_table, paired, continual)
+    write_file(workdir / "tables.md", _markdown(readable, claims, unfinished))
+    drawn = _figures(runs, results, scores, [s for s in scans if s.patient == patient])
+    pictures = _write_figures(workdir / "figures", drawn)
+    html = page.render_page(
+        answer=page.answer(scores, claims),
+        num_patients=results["patient"].nunique(),
+        num_runs=len(runs),
+        settings_line=_settings_line(runs),
+        warnings=_warnings(results, unfinished),
+        claims=claims,
+        number=_number,
+        figures=pictures,
+        viewer=page.make_viewer(runs, scans, results) if scans else None,
+        tables=readable,
+        decisions=page.DECISIONS,
+        settings=page.settings_table(runs),
+        field_titles=FIELD_TITLES,
+    )
+    write_file(workdir / "report.html", html)
+    return claims
+
+
+def _settings_line(runs: Sequence[FinishedRun]) -> str:
+    """Such as "num steps 500; batch size 4096"."""
+    parts = []
+    for name in ("num_steps", "batch_size"):
+        values = dict.fromkeys(str(run.config[name]) for run in runs)
+        parts.append(f"{name.replace('_', ' ')} {', '.join(values)}")
+    return "; ".join(parts)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _warnings(results: pd.DataFrame, unfinished: Sequence[str]) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    found = []
+    if unfinished:
+        found.append(f"Not finished, and not in this report: {', '.join(unfinished)}.")
+    everyone = set(results["patient"])
+    keys = ["scenario", "field", "strategy", "seed"]
+    for key, group in results.groupby(keys, sort=False):
+        missing = sorted(everyone - set(group["patient"]))
+        if missing:
+            found.append(f"{', '.join(map(str, key))}: without {', '.join(missing)}.")
+    failed = results[results["failed"]]
+    for key, group in failed.groupby(keys, sort=False):
+        names = sorted(set(group["patient"] + "/" + group["image"]))
+        found.append(
+            f"Collapsed or diverged: {', '.join(map(str, key))}: {', '.join(names)}. The means "
+            "count what was left of them; the tables have the means without them."
+        )
+    return found
+
+
+def _readable_tables(score_table, paired, continual) -> list[dict[str, Any]]:
+    found = []
+    for scenario, title in TITLES.items():
+        if (score_table["scenario"] == scenario).any():
+            frame = tables.headline_table(score_table, scenario)
+            note = "Mean over patients [95% interval]; failed: patients with a collapsed or "
+            note += "diverged fit."
+            found.append({"title": title, "note": note, "frame": frame})
+    if len(paired):
+        found.append(
+            {
+                "title": "Against fine-tuning, at the end, paired by patient",
+                "note": "Difference [95% interval]; p of Wilcoxon's signed-rank test; effect: "
+                "rank-biserial correlation, 1 where every patient gains.",
+                "frame": _readable_paired(paired),
+            }
+        )
+    found.append(
+        {
+            "title": "Continual learning over all tasks",
+            "note": "Forgetting: best score so far less the last one. Backward transfer: last "
+            "score less that when learned. Both and stability (the last score) are means over the "
+            "earlier tasks; plasticity, the score when learned, over all.",
+            "frame": _readable_continual(continual),
+        }
+    )
+    return found
+
+
+def _readable_paired(paired: pd.DataFrame) -> pd.DataFrame:
+    tasks = {name: make() for name, make in SCENARIOS.items()}
+    shown = paired[~paired["metric"].isin(["dsc_rv", "dsc_myo", "dsc_lv"])]
+    return pd.DataFrame(
+        [
+            {
+                "field": FIELD_TITLES[row.field],
+                "strategy": row.strategy,
+                "score": f"{tasks[row.scenario][row.evaluated_task - 1].name}: "
+                f"{METRIC_TITLES[row.metric]}",
+                "difference": tables.format_mean(row.metric, row.difference, row.low, row.high),
+                "p": "-" if np.isnan(row.p) else f"{row.p:.2g}",
+                "effect": "-" if np.isnan(row.effect) else f"{row.effect:.2f}",
+                "patients": str(row.patients),
+            }
+            for row in shown.itertuples()
+        ]
+    )
+
+
+def _readable_continual(continual: pd.DataFrame) -> pd.DataFrame:
+    rows: dict[tuple, dict[str, str]] = {}
+    for row in continual.itertuples():
+        if row.metric in ("dsc_rv", "dsc_myo", "dsc_lv"):
+            continue
+        key = (row.scenario, row.field, row.strategy, row.metric)
+        cells = rows.setdefault(
+            key,
+            {
+                "scenario": row.scenario.replace("_", " "),
+                "field": FIELD_TITLES[row.field],
+                "strategy": row.strategy,
+                "score": METRIC_TITLES[row.metric],
+            }
+            | dict.fromkeys(tables.SUMMARY_TITLES.values(), "-"),
+        )
+        cells[tables.SUMMARY_TITLES[row.summary]] = tables.format_mean(
+            row.metric, row.mean, row.low, row.high
+        )
+    return pd.DataFrame(rows.values())
+
+
+def _markdown(readable, claims, unfinished) -> str:
+    verdicts = pd.DataFrame(
+        [[c["id"], c["claim"], c["verdict"], c["patients"]] for c in claims],
+        columns=["", "claim", "verdict", "patients"],
+    )
+    parts = ["# Results", "## Claims", tables.markdown(verdicts)]
+    if unfinished:
+        parts.append("Not finished, and left out: " + ", ".join(unfinished))
+    for table in readable:
+        parts += [f"## {table['title']}", table["note"], tables.markdown(table["frame"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures(
+    runs: Sequence[FinishedRun], results: pd.DataFrame, scores: Scores, scans: Sequence[Scan]
+) -> Iterable[tuple[str, str, Figure]]:
+    """Name, caption and figure."""
+    strategies = {(scenario, strategy) for scenario, _, strategy in scores.present}
+    paper = {s: (s, BASELINE) in strategies for s in SCENARIOS}
+    weights = {
+        run.strategy: run.config[run.config["strategy"]]["weight"]
+        for run in runs
+        if run.strategy != run.config["strategy"]
+    }
+    if paper["domain_expansion"]:
+        yield (
+            "first_against_last",
+            "Domain expansion, after the last frame was learned: the first frame against the last. "
+            "On the line nothing is forgotten.",
+            figures.first_against_last(scores),
+        )
+    if paper["signal_expansion"]:
+        yield (
+            "image_and_mask",
+            "Signal expansion, after the mask was learned: what is left of the image, and how good "
+            "the mask is.",
+            figures.image_and_mask(scores),
+        )
+    if weights:
+        yield (
+            "weights",
+            "Stability against plasticity over the weight of distillation; open: fine-tuned.",
+            figures.weight_sweep(scores, weights),
+        )
+    for scan in scans:
+        rows = reconstruction_rows(runs, scan, results)
+        if rows:
+            of = "the first frame after the last was learned"
+            if scan.image != "cine":
+                of = f"the {scan.image} image and mask after the mask was learned"
+            yield (
+                f"reconstructions_{scan.patient}_{scan.image}",
+                f"{scan.patient}: {of}, in the middle slice.",
+                figures.panel_grid(*rows),
+            )
+    if paper["domain_expansion"]:
+        yield (
+            "task_matrix",
+            "Domain expansion: mean PSNR of every frame after every frame.",
+            figures.task_matrix(scores),
+        )
+
+
+def reconstruction_rows(runs: Sequence[FinishedRun], scan: Scan, results: pd.DataFrame):
+    """Columns and rows for `figures.panel_grid`: the scan's first frame or image (and mask), and
+    what each field has of it at the end, without and with distillation; None without runs."""
+    scenario = "domain_expansion" if scan.image == "cine" else "signal_expansion"
+    chosen: dict[tuple[str, str], FinishedRun] = {}
+    for run in runs:
+        if run.config["scenario"] == scenario and run.strategy in (BASELINE, "distillation"):
+            chosen.setdefault((run.strategy, run.config["field"]["name"]), run)
+    if not chosen:
+        return None
+    fields = [f for f in FIELD_TITLES if any(f == field for _, field in chosen)]
+    middle = scan.intensities.shape[3] // 2
+    truth = scan.intensities[0, ..., middle]
+    last = len(SCENARIOS[scenario]())
+    rows = []
+    for strategy, title in ((BASELINE, "fine-tuned"), ("distillation", "distilled")):
+        images, errors, masks = [Panel("image", truth)], [None], []
+        if scan.labels is not None:
+            masks = [Panel("mask", scan.labels[0, ..., middle], "", truth)]
+        for field in fields:
+            run = chosen.get((strategy, field))
+            if run is None:
+                images, errors = [*images, None], [*errors, None]
+                masks = [*masks, None] if masks else masks
+                continue
+            outputs = reconstruct(open_run(run.path), scan, last, 1, [middle])[0, :, :, 0]
+            psnr = _score_of(results, run, scan, last, 1, "psnr")
+            images.append(Panel("image", outputs[..., 0], f"{psnr:.1f} dB"))
+            errors.append(Panel("error", np.clip(outputs[..., 0], 0, 1) - truth))
+            if masks:
+                dsc = _score_of(results, run, scan, last, last, "dsc")
+                classes = np.argmax(outputs[..., 1:], axis=-1)
+                masks.append(Panel("mask", classes, f"DSC {dsc:.2f}", truth))
+        if any(images[1:]):
+            rows += [(title, images), ("error", errors)]
+            rows += [("mask", masks)] if masks else []
+    return ["scan", *(FIELD_TITLES[field] for field in fields)], rows
+
+
+def _score_of(results, run: FinishedRun, scan: Scan, trained: int, evaluated: int, metric: str):
+    wanted: Mapping[str, Any] = {
+        "scenario": run.config["scenario"],
+        "field": run.config["field"]["name"],
+        "strategy": run.strategy,
+        "seed": run.config["seed"],
+        "patient": scan.patient,
+        "image": scan.image,
+        "trained_task": trained,
+        "evaluated_task": evaluated,
+        "metric": metric,
+    }
+    chosen = np.logical_and.reduce([results[name] == value for name, value in wanted.items()])
+    return float(results.loc[chosen, "value"].iloc[0])
+
+
+def _write_figures(folder: Path, drawn) -> list[dict[str, str]]:
+    folder.mkdir(exist_ok=True)
+    for path in [*folder.glob("*.png"), *folder.glob("*.svg")]:
+        path.unlink()  # of an earlier report
+    pictures = []
+    for name, caption, figure in drawn:
+        files = {kind: figures.figure_bytes(figure, kind) for kind in ("png", "svg")}
+        for kind, contents in files.items():
+            write_file(folder / f"{name}.{kind}", contents)
+        # Pictures of scans are smaller as PNG.
+        kind = "png" if name.startswith("reconstructions") else "svg"
+        pictures.append({"caption": caption, "url": page.data_url(files[kind], kind)})
+    return pictures

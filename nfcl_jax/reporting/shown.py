@@ -1,0 +1,79 @@
+"""The patients that a report shows: their scans, kept beside the runs, so that the report needs no
+other files, and what a run's fields make of them."""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from nfcl_jax.coordinates import index_to_coords
+from nfcl_jax.reporting.records import write_file
+from nfcl_jax.runs import Run
+from nfcl_jax.scenarios import Scan
+
+
+def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) -> None:
+    """Writes the scans of `patients` below `workdir`, where no other patients' are then left."""
+    folder = workdir / "shown"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = set()
+    for scan in scans:
+        if scan.patient in patients:
+            name = f"{scan.patient}_{scan.image}.npz"
+            names.add(name)
+            arrays = {
+                "intensities": scan.intensities,
+                "frame_numbers": scan.frame_numbers,
+                "spacing": scan.spacing,
+                "affine": scan.affine,
+            }
+            if scan.labels is not None:
+                arrays["labels"] = scan.labels
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **arrays)
+            write_file(folder / name, buffer.getvalue())
+    for path in folder.glob("*.npz"):
+        if path.name not in names:
+            path.unlink()
+
+
+def load_shown(workdir: Path) -> list[Scan]:
+    """What `save_shown` wrote, in the order of names; empty if nothing was."""
+    scans = []
+    for path in sorted((workdir / "shown").glob("*.npz")):
+        patient, image = path.stem.rsplit("_", 1)
+        with np.load(path, allow_pickle=False) as arrays:
+            scans.append(
+                Scan(
+                    patient=patient,
+                    image=image,
+                    intensities=arrays["intensities"],
+                    labels=arrays.get("labels"),
+                    frame_numbers=tuple(arrays["frame_numbers"].tolist()),
+                    spacing=tuple(arrays["spacing"].tolist()),
+                    affine=arrays["affine"],
+                )
+            )
+    return scans
+
+
+def reconstruct(
+    run: Run, scan: Scan, task: int, num_frames: int, slices: Sequence[int]
+) -> np.ndarray:
+    """A field's raw outputs after `task` on some slices (along z) of the scan's first frames,
+    (frames, x, y, slices, channels).
+
+    Raises:
+      KeyError: if the run has no such scan or task.
+    """
+    field = run.field(scan.patient, task, scan.image)
+    whole = np.arange(scan.intensities.size).reshape(scan.intensities.shape)
+    index = whole[:num_frames][..., slices]
+    if run.config["field"]["name"] == "diner":
+        outputs = field(index.ravel())
+    else:
+        coords = index_to_coords(jnp.asarray(index.ravel()), jnp.array(scan.shape))
+        outputs = field(np.asarray(coords))
+    return outputs.reshape(*index.shape, -1)
