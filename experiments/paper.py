@@ -101,21 +101,21 @@ def run_cells(
     cells: list[Cell], scans: dict[str, list[Scan]], workdir: Path, console: Console
 ) -> dict[str, str]:
     """Runs the cells one after the other; what went wrong, by name, of those that failed."""
-    folders = {cell.name: workdir / "cells" / cell.name for cell in cells}
+    folder = workdir / "cells"
     work = {}
     for cell in cells:
-        learned = len(finished_tasks(folders[cell.name])) or int(cell.twin is not None)
+        learned = len(finished_tasks(folder / cell.name)) or int(cell.twin is not None)
         work[cell.name] = planned_work(cell.config, scans[cell.config.scenario], learned)
     failed = {}
     with ProgressBar(console, sum(map(sum, work.values()))) as bar:
         for number, cell in enumerate(cells, start=1):
             title = f"cell {number}/{len(cells)} {cell.name}"
-            twin = folders[cell.twin] if cell.twin else None
+            twin = folder / cell.twin if cell.twin else None
             cell_scans = scans[cell.config.scenario]
             started = time.monotonic()
             try:
                 with bar.of_run(title, work[cell.name], cell.config.num_steps) as on_progress:
-                    run(cell.config, cell_scans, folders[cell.name], on_progress, twin)
+                    run(cell.config, cell_scans, folder / cell.name, on_progress, twin)
             except Exception as error:  # one cell shall not take the others with it
                 failed[cell.name] = f"{type(error).__name__}: {error}"
                 log.warning("%s failed: %s", cell.name, failed[cell.name])

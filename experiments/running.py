@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import pandas as pd
 from ml_collections import ConfigDict
 
 from configs.base import ConfigError, patient_names
@@ -18,14 +19,9 @@ from nfcl_jax import checkpoints, continual
 from nfcl_jax.data.acdc import read_scans
 from nfcl_jax.data.phantom import write_phantom
 from nfcl_jax.fields import create_field, init_params, num_parameters
-from nfcl_jax.reporting.records import (
-    Label,
-    Summary,
-    read_csv,
-    summarise,
-    write_csv,
-    write_file,
-)
+from nfcl_jax.reporting.records import Label, read_csv, write_csv, write_file
+from nfcl_jax.reporting.results import as_frame, per_patient
+from nfcl_jax.reporting.tables import summary_of_run
 from nfcl_jax.scenarios import SCENARIOS, Scan, Task, num_channels
 from nfcl_jax.strategies import create_strategy
 
@@ -54,7 +50,7 @@ def run(
     workdir: Path,
     on_progress: Callable[[continual.Progress], None],
     twin: Path | None = None,
-) -> list[Summary]:
+) -> pd.DataFrame:
     """One run; its folder may hold the first tasks of the same run, which are not done again.
 
     Args:
@@ -92,8 +88,9 @@ def run(
             if result.number not in checkpoints.finished_tasks(workdir):
                 checkpoints.save(workdir, result.number, result.params, metadata)
                 _log_task(result, tasks)
-        summary = summarise(metrics, fits)
-        write_csv(workdir / "summary.csv", summary, label)
+        results = as_frame(config.to_dict(), config.strategy, metrics, fits)
+        summary = summary_of_run(per_patient(results))
+        write_file(workdir / "summary.csv", summary.to_csv(index=False, na_rep="nan"))
         log.info("done in %.0f s; everything is in %s", time.monotonic() - started, workdir)
     return summary
 

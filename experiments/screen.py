@@ -92,12 +92,12 @@ def summary_table(summary, label: Label, tasks: tuple[Task, ...], num_patients: 
         padding=(0, 1, 0, 0),  # fits 80 columns
     )
     table.add_column("scored on\nafter", no_wrap=True)
-    rows = {(row.trained_task, row.evaluated_task, row.metric): row for row in summary}
+    rows = {(r.trained_task, r.evaluated_task, r.metric): r for r in summary.itertuples()}
     evaluations = sorted({key[:2] for key in rows})
     for trained, evaluated in evaluations:
         heading = f"{tasks[evaluated - 1].name}\n{tasks[trained - 1].name}"
         table.add_column(heading, justify="right", no_wrap=True)
-    any_failed = any(row.failed for row in summary)
+    any_failed = any(summary["failed"])
     for metric, title in METRIC_TITLES.items():
         found = [rows.get((*evaluation, metric)) for evaluation in evaluations]
         if any(found):

@@ -25,3 +25,35 @@ def phantom_root(tmp_path_factory) -> Path:
     from nfcl_jax.data.phantom import write_phantom
 
     return write_phantom(tmp_path_factory.mktemp("phantom"), num_patients=3)
+
+
+@pytest.fixture(scope="session")
+def runs(phantom_root, tmp_path_factory):
+    """Cells of a small grid, every field x strategy x scenario on one phantom patient, made when
+    first asked for: (scenario, field, strategy) -> folder, in WORKDIR/cells."""
+    from rich.console import Console
+
+    from configs import paper as paper_config
+    from experiments import paper
+    from nfcl_jax.data.acdc import read_scans
+    from nfcl_jax.reporting.shown import save_shown
+    from nfcl_jax.scenarios import SCENARIOS
+
+    config = paper_config.get_config()
+    config.num_steps, config.batch_size, config.patients_per_batch = 150, 1024, 0
+    config.data.root, config.data.patients = str(phantom_root), "patient001"
+    workdir = tmp_path_factory.mktemp("grid")
+    cells = {cell.name: cell for cell in paper.make_cells(config, workdir)}
+    for cell in cells.values():
+        cell.config.field.width = 64
+    scans = {scenario: read_scans(phantom_root, scenario, ["patient001"]) for scenario in SCENARIOS}
+    save_shown(workdir, [scan for s in scans.values() for scan in s], ["patient001"])
+
+    def run(scenario, field, strategy):
+        wanted = [f"{scenario}-{field}-{s}-seed0" for s in ("finetune", strategy)]
+        missing = [n for n in dict.fromkeys(wanted) if not (workdir / "cells" / n).exists()]
+        failed = paper.run_cells([cells[n] for n in missing], scans, workdir, Console(quiet=True))
+        assert not failed
+        return workdir / "cells" / wanted[-1]
+
+    return run

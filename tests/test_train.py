@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -55,21 +56,6 @@ def value(rows, metric, trained, evaluated):
         == (metric, str(trained), str(evaluated))
     ]
     return np.mean(found)
-
-
-@pytest.fixture(scope="module")
-def runs(phantom_root, tmp_path_factory):
-    """Every field x strategy x scenario, made when first asked for."""
-    made = {}
-
-    def run(scenario, field, strategy):
-        key = (scenario, field, strategy)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("run") / "-".join(key)
-            train.run(make_config(*key, phantom_root), made[key], Console(quiet=True))
-        return made[key]
-
-    return run
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -168,18 +154,54 @@ def test_opening_what_is_no_run(tmp_path):
         nfcl_jax.open_run(tmp_path)
 
 
-def test_a_run_is_not_overwritten(runs, phantom_root):
+def test_another_run_is_not_overwritten(runs, phantom_root):
     workdir = runs("domain_expansion", "siren", "distillation")
+    config = make_config("domain_expansion", "siren", "distillation", phantom_root, "patient002")
+    config.distillation.weight = 3.0
+    with pytest.raises(ConfigError) as error:
+        train.train(config, workdir, Console(quiet=True))
+    assert "config.distillation.weight = 1.0 instead of 3.0" in str(error.value)
+    assert "config.data.patients = 'patient001' instead of 'patient002'" in str(error.value)
+    assert "patients = [" in str(error.value)
+    assert "num_steps" not in str(error.value)
+
+
+@pytest.mark.parametrize("left", [0, 1, 3])
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(runs, phantom_root, tmp_path, left):
+    """The cell took its first task from its fine-tuned twin; the new run learns it, or goes on
+    after `left` tasks, beside rows of a task whose checkpoint was not written any more."""
+    finished = runs("domain_expansion", "siren", "distillation")
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    if left == 0:
+        shutil.rmtree(workdir)
+    for task in range(left + 1, 5):
+        shutil.rmtree(workdir / f"checkpoints/task_{task}", ignore_errors=True)
+    (workdir / "summary.csv").unlink(missing_ok=True)
     config = make_config("domain_expansion", "siren", "distillation", phantom_root)
-    with pytest.raises(FileExistsError, match="holds a run already"):
-        train.run(config, workdir, Console(quiet=True))
+    train.train(config, workdir, Console(quiet=True))
+    for name in ("metrics.csv", "fits.csv", "summary.csv", "config.json", "patients.json"):
+        assert (workdir / name).read_text() == (finished / name).read_text(), name
+    same = [nfcl_jax.open_run(w).params("patient001", task=4) for w in (workdir, finished)]
+    jax.tree.map(np.testing.assert_array_equal, *same)
+
+
+def test_what_ends_a_run_is_in_its_log(phantom_root, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.running.continual.learn", stop)
+    config = make_config("domain_expansion", "siren", "finetune", phantom_root)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path, Console(quiet=True))
+    assert "ERROR ended early\nTraceback" in (tmp_path / "train.log").read_text()
 
 
 def test_a_collapsed_patient_is_named_counted_and_left_out(phantom_root, tmp_path):
     """Learning rate 0 cannot be set; a DINER whose table cannot tell voxels apart stays flat."""
     config = make_config("domain_expansion", "diner", "finetune", phantom_root)
     config.num_steps, config.learning_rate = 3, 1e-12
-    train.run(config, tmp_path / "flat", Console(quiet=True))
+    train.train(config, tmp_path / "flat", Console(quiet=True))
     fits = read_csv(tmp_path / "flat/fits.csv")
     assert {fit["collapsed"] for fit in fits} == {"True"}
     summary = read_csv(tmp_path / "flat/summary.csv")
@@ -288,7 +310,7 @@ def test_make_phantom_writes_a_cohort_that_trains(tmp_path):
 
 def test_a_real_patient_end_to_end(acdc_root, tmp_path):
     config = make_config("domain_expansion", "siren", "distillation", acdc_root, "patient022")
-    train.run(config, tmp_path / "run", Console(quiet=True))
+    train.train(config, tmp_path / "run", Console(quiet=True))
     rows = read_csv(tmp_path / "run/metrics.csv")
     assert value(rows, "psnr", 4, 4) > 20
     assert jax.tree.leaves(nfcl_jax.open_run(tmp_path / "run").params("patient022", task=4))

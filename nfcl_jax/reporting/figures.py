@@ -293,7 +293,7 @@ def panel_grid(
         for axes_row, (title, panels) in zip(grid, rows, strict=True):
             for axes, panel in zip(axes_row, panels, strict=True):
                 axes.set(xticks=[], yticks=[])
-                axes.spines[:].set_visible(False)
+                axes.spines[:].set(visible=panel is not None, color="#cccccc", linewidth=0.5)
                 if panel is None:
                     continue
                 drawn = _draw(axes, panel)

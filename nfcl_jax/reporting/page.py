@@ -162,44 +162,48 @@ def _png(volume: np.ndarray) -> str:
 
 def answer(scores: Scores, claims: Sequence[Mapping[str, Any]]) -> str:
     """The report in two sentences."""
-    lost = {strategy: _losses(scores, strategy) for strategy in (BASELINE, "distillation")}
-    sentences = []
-    if lost[BASELINE]:
-        sentences.append("Fine-tuned, a field loses " + " and ".join(lost[BASELINE]) + ".")
     verdicts = [claim["verdict"] for claim in claims]
-    counts = (
-        f"{verdicts.count('holds')} of the paper's {len(claims)} claims hold on these patients, "
-        f"{verdicts.count('does not hold')} do not, {verdicts.count('not tested')} are not tested."
+    counts = ", ".join(
+        f"{verdicts.count(verdict)} {words}"
+        for verdict, words in (
+            ("holds", "hold"),
+            ("does not hold", "do not"),
+            ("not tested", "could not be tested"),
+        )
     )
-    if lost["distillation"]:
-        start = "Distilling its previous parameters, it loses " if sentences else "Distilled: "
-        sentences.append(start + " and ".join(lost["distillation"]) + "; " + counts)
-    else:
-        sentences.append(counts)
-    return " ".join(sentences)
+    parts = [
+        f"{_losses(scores, scenario, BASELINE)} of {what}{_with_distillation(scores, scenario)}"
+        for scenario, what in (
+            ("domain_expansion", "a frame while it learns three more"),
+            ("signal_expansion", "an image while it learns the mask"),
+        )
+        if _losses(scores, scenario, BASELINE)
+    ]
+    claimed = f"Of the paper's {len(claims)} claims {counts} on these patients."
+    return f"A field loses {', and '.join(parts)}. {claimed}" if parts else claimed
 
 
-def _losses(scores: Scores, strategy: str) -> list[str]:
-    """What the fields that lose most and least have lost by the end, for each scenario."""
-    phrases = {
-        "domain_expansion": "of its first frame's PSNR while it learns the other frames",
-        "signal_expansion": "of its image's PSNR while it learns the mask",
-    }
-    found = []
-    for scenario, phrase in phrases.items():
-        losses = {}
-        for field, title in FIELD_TITLES.items():
-            key = (scenario, field, strategy)
-            lost = scores.get(*key, 1, 1, "psnr") - scores.get(*key, 0, 1, "psnr")
-            if np.isfinite(lost.mean()):
-                losses[title] = lost.mean()
-        if losses:
-            most, least = max(losses, key=losses.get), min(losses, key=losses.get)
-            amount = f"{losses[most]:.1f} dB ({most})"
-            if most != least:
-                amount = f"between {losses[least]:.1f} dB ({least}) and {amount}"
-            found.append(f"{amount} {phrase}")
-    return found
+def _with_distillation(scores: Scores, scenario: str) -> str:
+    losses = _losses(scores, scenario, "distillation")
+    return f" ({losses} with distillation)" if losses else ""
+
+
+def _losses(scores: Scores, scenario: str, strategy: str) -> str:
+    """PSNR lost by the end, of the field that loses least and the one that loses most, such as
+    "-1.3 (PE-ReLU) to 15.4 dB (SIREN)"."""
+    lost = {}
+    for field, title in FIELD_TITLES.items():
+        key = (scenario, field, strategy)
+        mean = (scores.get(*key, 1, 1, "psnr") - scores.get(*key, 0, 1, "psnr")).mean()
+        if np.isfinite(mean):
+            lost[title] = mean
+    if not lost:
+        return ""
+    least, most = min(lost, key=lost.get), max(lost, key=lost.get)
+    words = f"{lost[most]:.1f} dB ({most})"
+    if least != most:
+        words = f"{lost[least]:.1f} ({least}) to {words}"
+    return words.replace("-", "\N{MINUS SIGN}", 1) if lost[least] < 0 else words
 
 
 def settings_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:

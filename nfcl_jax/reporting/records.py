@@ -1,16 +1,12 @@
-"""The CSV files of a run, and their summary over patients."""
+"""The CSV files of a run."""
 
 import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
-
-from nfcl_jax.continual import Fit, Metric
 
 
 class Label(NamedTuple):
@@ -20,26 +16,6 @@ class Label(NamedTuple):
     field: str
     strategy: str
     seed: int
-
-
-class Summary(NamedTuple):
-    """A metric over patients; `without_failed` leaves out collapsed and diverged fits.
-
-    `scored` of the `patients` have a score: a diverged fit has none, nor has the Dice coefficient
-    of a class that is in neither mask. `failed` counts patients with a collapsed or diverged fit
-    in any task up to `trained_task`. A standard deviation over fewer than two scores is NaN.
-    """
-
-    trained_task: int
-    evaluated_task: int
-    metric: str
-    patients: int
-    scored: int
-    mean: float
-    std: float
-    failed: int
-    mean_without_failed: float
-    std_without_failed: float
 
 
 def write_file(path: Path, contents: str | bytes) -> None:
@@ -77,48 +53,6 @@ def read_csv(path: Path, row_type: type) -> list[Any]:
             ]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not the rows of a run ({error!r}).") from error
-
-
-def summarise(metrics: Iterable[Metric], fits: Iterable[Fit]) -> list[Summary]:
-    """Means and standard deviations over patients of every task right after it was learned, and of
-    the first and the last task after the last one.
-
-    A patient's images (ED and ES) are averaged first. Scores that are NaN, such as the Dice
-    coefficient of a class that is in neither mask, count as absent.
-    """
-    metrics = list(metrics)
-    bad = [(fit.patient, fit.image, fit.task) for fit in fits if fit.collapsed or fit.diverged]
-    last = max((row.trained_task for row in metrics), default=0)
-    groups: dict[tuple[int, int, str], dict[str, list[tuple[float, bool]]]] = {}
-    for row in metrics:
-        pair = (row.trained_task, row.evaluated_task)
-        if row.trained_task == row.evaluated_task or pair == (last, 1):
-            failed = any(
-                (row.patient, row.image) == (patient, image) and task <= row.trained_task
-                for patient, image, task in bad
-            )
-            group = groups.setdefault((*pair, row.metric), {})
-            group.setdefault(row.patient, []).append((row.value, failed))
-    return [
-        Summary(
-            *key,
-            len(patients),
-            sum(any(not math.isnan(v) for v, _ in scores) for scores in patients.values()),
-            *_mean_std([[v for v, _ in scores] for scores in patients.values()]),
-            sum(any(failed for _, failed in scores) for scores in patients.values()),
-            *_mean_std([[v for v, failed in s if not failed] for s in patients.values()]),
-        )
-        for key, patients in sorted(groups.items())
-    ]
-
-
-def _mean_std(values: list[list[float]]) -> tuple[float, float]:
-    """Mean and sample standard deviation over patients of each one's mean over images."""
-    present = [[v for v in images if not math.isnan(v)] for images in values]
-    means = [float(np.mean(images)) for images in present if images]
-    mean = float(np.mean(means)) if means else float("nan")
-    spread = len(means) > 1 and math.isfinite(mean)  # a perfect PSNR is infinite
-    return mean, float(np.std(means, ddof=1)) if spread else float("nan")
 
 
 METRIC_TITLES: Mapping[str, str] = {

@@ -1,7 +1,7 @@
 """The scores of many runs in one table, and what each patient has of them."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ from nfcl_jax.reporting.records import read_csv
 # In the order of the paper.
 FIELD_TITLES = {"pe_relu": "PE-ReLU", "siren": "SIREN", "finer": "FINER", "diner": "DINER"}
 BASELINE = "finetune"
-RUN = ["scenario", "field", "strategy", "weight", "seed"]  # what tells runs apart
 
 
 class FinishedRun(NamedTuple):
@@ -69,42 +68,46 @@ def _weight(config: dict[str, Any]) -> float | None:
 
 
 def load_results(runs: Iterable[FinishedRun]) -> pd.DataFrame:
-    """Every score of the runs.
+    """Every score of the runs, see `as_frame`."""
+    return pd.concat(
+        [
+            as_frame(
+                run.config,
+                run.strategy,
+                read_csv(run.path / "metrics.csv", Metric),
+                read_csv(run.path / "fits.csv", Fit),
+            )
+            for run in runs
+        ],
+        ignore_index=True,
+    )
+
+
+def as_frame(
+    config: Mapping[str, Any], strategy: str, metrics: Sequence[Metric], fits: Sequence[Fit]
+) -> pd.DataFrame:
+    """The scores of one run.
 
     Columns: scenario, field, strategy, weight, seed, patient, image, trained_task, evaluated_task,
     metric, value; and `failed`, whether that field collapsed or diverged in a task up to
     `trained_task`.
     """
-    tables = []
-    for run in runs:
-        table = pd.DataFrame(read_csv(run.path / "metrics.csv", Metric))
-        first_failure: dict[tuple[str, str], int] = {}
-        for fit in read_csv(run.path / "fits.csv", Fit):
-            if fit.collapsed or fit.diverged:
-                name = (fit.patient, fit.image)
-                first_failure[name] = min(fit.task, first_failure.get(name, fit.task))
-        failures = [
-            first_failure.get(name, np.inf)
-            for name in zip(table["patient"], table["image"], strict=True)
-        ]
-        table["failed"] = table["trained_task"] >= failures
-        weight = _weight(run.config)
-        for place, (column, value) in enumerate(
-            zip(
-                RUN,
-                (
-                    run.config["scenario"],
-                    run.config["field"]["name"],
-                    run.strategy,
-                    np.nan if weight is None else weight,
-                    run.config["seed"],
-                ),
-                strict=True,
-            )
-        ):
-            table.insert(place, column, value)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    frame = pd.DataFrame(metrics)
+    first_failure: dict[tuple[str, str], int] = {}
+    for fit in fits:
+        if fit.collapsed or fit.diverged:
+            name = (fit.patient, fit.image)
+            first_failure[name] = min(fit.task, first_failure.get(name, fit.task))
+    names = zip(frame["patient"], frame["image"], strict=True)
+    frame["failed"] = frame["trained_task"] >= [first_failure.get(n, np.inf) for n in names]
+    run = {
+        "scenario": config["scenario"],
+        "field": config["field"]["name"],
+        "strategy": strategy,
+        "weight": _weight(config),
+        "seed": config["seed"],
+    }
+    return frame.assign(**run)[[*run, *frame.columns]].astype({"weight": float})
 
 
 KEY = ["scenario", "field", "strategy", "trained_task", "evaluated_task", "metric"]

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,10 +41,11 @@ def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) ->
 
 
 def load_shown(workdir: Path) -> list[Scan]:
-    """What `save_shown` wrote, in the order of names; empty if nothing was."""
+    """What `save_shown` wrote, by patient, the cine first; empty if nothing was."""
     scans = []
-    for path in sorted((workdir / "shown").glob("*.npz")):
-        patient, image = path.stem.rsplit("_", 1)
+    names = [path.stem.rsplit("_", 1) for path in (workdir / "shown").glob("*.npz")]
+    for patient, image in sorted(names, key=lambda name: (name[0], name[1] != "cine", name[1])):
+        path = workdir / "shown" / f"{patient}_{image}.npz"
         with np.load(path, allow_pickle=False) as arrays:
             scans.append(
                 Scan(
@@ -74,6 +76,6 @@ def reconstruct(
     if run.config["field"]["name"] == "diner":
         outputs = field(index.ravel())
     else:
-        coords = index_to_coords(jnp.asarray(index.ravel()), jnp.array(scan.shape))
+        coords = jax.jit(index_to_coords)(jnp.asarray(index.ravel()), jnp.array(scan.shape))
         outputs = field(np.asarray(coords))
     return outputs.reshape(*index.shape, -1)

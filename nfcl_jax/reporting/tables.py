@@ -29,24 +29,35 @@ SUMMARY_TITLES = {
 
 
 def score_table(patients: pd.DataFrame) -> pd.DataFrame:
-    """Each score over patients: mean, sample standard deviation, 95% bootstrap interval of the
-    mean; how many patients there are, have the score, had a failed fit; the mean without those."""
+    """Each score over patients: mean, sample standard deviation (NaN for fewer than two), 95%
+    bootstrap interval of the mean; how many patients there are, have the score (a diverged fit has
+    none, nor has the Dice coefficient of a class that is in neither mask), had a failed fit in a
+    task up to the trained one; mean and deviation without the failed fits."""
     rows = []
     for key, group in patients.groupby(KEY, sort=False):
-        without = group.loc[~group["failed"], "value_without_failed"]
+        without = _over_patients(group["value_without_failed"])
         rows.append(
             dict(zip(KEY, key, strict=True))
+            | {"patients": len(group)}
             | _over_patients(group["value"])
             | {
-                "patients": len(group),
                 "failed": int(group["failed"].sum()),
-                "mean_without_failed": without.mean(),
+                "mean_without_failed": without["mean"],
+                "std_without_failed": without["std"],
             }
         )
     return pd.DataFrame(rows)
 
 
-def _over_patients(values: pd.Series) -> dict[str, float]:
+def summary_of_run(patients: pd.DataFrame) -> pd.DataFrame:
+    """The `score_table` of one run, of every task right after it was learned, and of the first and
+    the last task after the last one."""
+    learned, scored = patients["trained_task"], patients["evaluated_task"]
+    chosen = (learned == scored) | ((learned == learned.max()) & (scored == 1))
+    return score_table(patients[chosen]).sort_values(KEY[-3:], ignore_index=True)
+
+
+def _over_patients(values: pd.Series) -> dict[str, float | int]:
     present = values.dropna().to_numpy()
     low, high = bootstrap_interval(present)
     spread = len(present) > 1 and np.isfinite(present).all()  # a perfect PSNR is infinite
@@ -126,7 +137,7 @@ def headline_table(scores: pd.DataFrame, scenario: str) -> pd.DataFrame:
     """What the paper looks at, a row per field and strategy, as strings: mean and interval."""
     chosen = scores[scores["scenario"] == scenario]
     last = chosen["trained_task"].max()
-    cells = chosen.set_index(KEY[1:])
+    cells = chosen.set_index(KEY[1:]).sort_index()
     rows = []
     for field, strategy in dict.fromkeys(zip(chosen["field"], chosen["strategy"], strict=True)):
         own = cells.loc[field, strategy]

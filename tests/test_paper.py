@@ -1,0 +1,111 @@
+"""The grid of runs."""
+
+import pytest
+from rich.console import Console
+
+from configs import paper as paper_config
+from configs import quickstart, sweep
+from configs.base import FIELDS, STRATEGIES, ConfigError
+from experiments import paper
+from nfcl_jax.scenarios import SCENARIOS
+
+QUIET = Console(quiet=True)
+
+
+def small(root, **changes):
+    config = paper_config.get_config()
+    config.num_steps, config.batch_size = 2, 64
+    config.scenarios, config.fields = "domain_expansion", "siren"
+    config.data.root, config.data.patients = str(root), "patient001"
+    config.update(changes)
+    return config
+
+
+def test_the_papers_cells_are_the_configs_of_ordinary_runs(tmp_path):
+    cells = paper.make_cells(paper_config.get_config(), tmp_path)
+    assert len(cells) == len(SCENARIOS) * len(FIELDS) * len(STRATEGIES)
+    for cell in cells:
+        get_config = paper.GET_CONFIG[cell.config.scenario]
+        expected = get_config(f"{cell.config.field.name},{cell.config.strategy}")
+        expected.data.root = str(tmp_path / "phantom")
+        assert cell.config.to_dict() == expected.to_dict()
+        if cell.config.strategy == "finetune":
+            assert cell.twin is None
+        else:
+            assert cell.twin == cell.name.replace(cell.config.strategy, "finetune")
+
+
+def test_a_sweep_has_a_cell_for_every_weight_and_one_for_fine_tuning(tmp_path):
+    config = sweep.get_config()
+    config.fields, config.scenarios, config.seeds = "diner", "signal_expansion", "0, 7"
+    cells = paper.make_cells(config, tmp_path)
+    assert [cell.name for cell in cells[:3]] == [
+        "signal_expansion-diner-finetune-seed0",
+        "signal_expansion-diner-distillation_weight0.1-seed0",
+        "signal_expansion-diner-distillation_weight1-seed0",
+    ]
+    assert len(cells) == 2 * (1 + 5)
+    weights = [c.config.distillation.weight for c in cells if c.config.strategy != "finetune"]
+    assert weights == 2 * [0.1, 1.0, 10.0, 100.0, 1000.0]
+
+
+def test_cells_can_be_chosen(tmp_path):
+    config = quickstart.get_config()
+    config.cells = "domain_expansion-siren-*, *-diner-distillation-seed0"
+    names = [cell.name for cell in paper.make_cells(config, tmp_path)]
+    assert names == [
+        "domain_expansion-siren-finetune-seed0",
+        "domain_expansion-siren-distillation-seed0",
+        "domain_expansion-diner-distillation-seed0",
+        "signal_expansion-diner-distillation-seed0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("fields", "siren,wire", "config.fields must be of pe_relu, siren"),
+        ("strategies", "", "config.strategies must be of finetune, distillation"),
+        ("seeds", "zero", "config.seeds must be numbers"),
+        ("weights", "1;2", "config.weights must be numbers"),
+        ("weights", "-1", "config.distillation.weight must be positive"),
+        ("cells", "*-wire-*", "leaves no cell"),
+        ("num_steps", 0, "config.num_steps must be at least 1"),
+        ("show", "patient777", "no patient patient777"),
+    ],
+)
+def test_a_wrong_word_is_named_before_anything_is_fitted(
+    phantom_root, tmp_path, monkeypatch, name, wrong, message
+):
+    monkeypatch.setattr(paper, "run_cells", None)
+    with pytest.raises(ConfigError, match=message.replace("*", r"\*")):
+        paper.paper(small(phantom_root, **{name: wrong}), tmp_path, QUIET)
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(phantom_root, tmp_path, monkeypatch, capsys):
+    run = paper.run
+
+    def run_but_one(config, *arguments):
+        if config.strategy == "finetune":
+            raise RuntimeError("out of luck")
+        return run(config, *arguments)
+
+    monkeypatch.setattr(paper, "run", run_but_one)
+    assert not paper.paper(small(phantom_root), tmp_path, Console())
+    failed, done = (f"domain_expansion-siren-{s}-seed0" for s in ("finetune", "distillation"))
+    assert (tmp_path / "cells" / done / "summary.csv").exists()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 of 2 cells are done" in printed
+    assert f"failed: {failed}: RuntimeError: out of luck" in printed
+    assert (tmp_path / "report.html").exists()
+
+    # The second time the cell that failed is done, and the one that is done is not.
+    monkeypatch.setattr(paper, "run", run)
+    before = (tmp_path / "cells" / done / "checkpoints/task_4").stat().st_mtime_ns
+    assert paper.paper(small(phantom_root), tmp_path, QUIET)
+    assert (tmp_path / "cells" / done / "checkpoints/task_4").stat().st_mtime_ns == before
+
+    # With other settings the whole folder is refused, not only its finished cells.
+    monkeypatch.setattr(paper, "run_cells", None)
+    with pytest.raises(ConfigError, match=r"config\.num_steps = 2 instead of 3"):
+        paper.paper(small(phantom_root, num_steps=3), tmp_path, QUIET)
