@@ -8,6 +8,18 @@ from jaxtyping import install_import_hook
 _hook = install_import_hook("nfcl_jax", "beartype.beartype")
 import nfcl_jax  # noqa: E402, F401
 
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --slow"))
+
+
 REPOSITORY = Path(__file__).parents[1]
 
 

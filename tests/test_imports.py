@@ -7,7 +7,8 @@ ORDER = [
     "sine", "coordinates", "losses", "scenarios", "fields", "strategies", "training", "evaluation",
     "data.acdc", "data.phantom", "checkpoints", "runs", "continual", "reporting.records",
     "reporting.statistics", "reporting.results", "reporting.tables", "reporting.claims",
-    "reporting.figures", "reporting.shown", "reporting.page", "reporting.report",
+    "reporting.weights", "reporting.figures", "reporting.shown", "reporting.page",
+    "reporting.report",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "nfcl_jax"
 

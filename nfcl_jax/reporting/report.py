@@ -23,6 +23,7 @@ from nfcl_jax.reporting.results import (
     per_patient,
 )
 from nfcl_jax.reporting.shown import load_shown, reconstruct
+from nfcl_jax.reporting.weights import HARM_LIMIT, weight_table
 from nfcl_jax.runs import open_run
 from nfcl_jax.scenarios import SCENARIOS, Scan
 
@@ -71,7 +72,13 @@ def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, An
     continual = tables.continual_table(patients)
 
     write_file(workdir / "results.csv", results.to_csv(index=False))
-    together = {"scores": score_table, "paired": paired, "continual": continual}
+    weights = weight_table(scores, _weights(runs))
+    together = {
+        "scores": score_table,
+        "paired": paired,
+        "continual": continual,
+        "weights": weights,
+    }
     labelled = [frame.assign(table=name) for name, frame in together.items() if len(frame)]
     long = pd.concat(labelled, ignore_index=True)
     long.insert(0, "table", long.pop("table"))
@@ -79,7 +86,7 @@ def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, An
     long[whole] = long[whole].astype("Int64")  # the tables that lack them made them floats
     write_file(workdir / "tables.csv", long.to_csv(index=False))
     write_file(workdir / "claims.json", json.dumps(claims, indent=2))
-    readable = _readable_tables(score_table, paired, continual)
+    readable = _readable_tables(score_table, paired, continual, weights)
     write_file(workdir / "tables.md", _markdown(readable, claims, unfinished))
     drawn = _figures(runs, results, scores, [s for s in scans if s.patient == patient])
     pictures = _write_figures(workdir / "figures", drawn)
@@ -144,7 +151,7 @@ def _warnings(
     return found
 
 
-def _readable_tables(score_table, paired, continual) -> list[dict[str, Any]]:
+def _readable_tables(score_table, paired, continual, weights) -> list[dict[str, Any]]:
     found = []
     for scenario, title in TITLES.items():
         if (score_table["scenario"] == scenario).any():
@@ -170,7 +177,34 @@ def _readable_tables(score_table, paired, continual) -> list[dict[str, Any]]:
             "frame": _readable_continual(continual),
         }
     )
+    if len(weights):
+        limits = ", ".join(f"{limit} of {METRIC_TITLES[m]}" for m, limit in HARM_LIMIT.items())
+        found.append(
+            {
+                "title": "The weight of distillation",
+                "note": "Chosen: the highest PSNR of the first frame or image (stability, in the "
+                "mean over fields) among the weights at which no field learns the last task worse "
+                f"than fine-tuned by more than {limits}.",
+                "frame": _readable_weights(weights),
+            }
+        )
     return found
+
+
+def _readable_weights(weights: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "scenario": row.scenario.replace("_", " "),
+                "weight": f"{row.weight:g}",
+                "stability, PSNR, dB": f"{row.stability:.1f}",
+                "most harmed": FIELD_TITLES[row.harmed],
+                "harm": f"{row.harm:.2f} of {METRIC_TITLES[row.plasticity]}",
+                "chosen": "chosen" if row.chosen else "",
+            }
+            for row in weights.itertuples()
+        ]
+    )
 
 
 def _readable_paired(paired: pd.DataFrame) -> pd.DataFrame:
@@ -234,11 +268,7 @@ def _figures(
     """Name, caption and figure."""
     strategies = {(scenario, strategy) for scenario, _, strategy in scores.present}
     paper = {s: (s, BASELINE) in strategies for s in SCENARIOS}
-    weights = {
-        run.strategy: run.config[run.config["strategy"]]["weight"]
-        for run in runs
-        if run.strategy != run.config["strategy"]
-    }
+    weights = _weights(runs)
     if paper["domain_expansion"]:
         yield (
             "first_against_last",
@@ -276,6 +306,15 @@ def _figures(
             "Domain expansion: mean PSNR of every frame after every frame.",
             figures.task_matrix(scores),
         )
+
+
+def _weights(runs: Sequence[FinishedRun]) -> dict[str, float]:
+    """The weight of each strategy that is there with several."""
+    return {
+        run.strategy: run.config[run.config["strategy"]]["weight"]
+        for run in runs
+        if run.strategy != run.config["strategy"]
+    }
 
 
 def reconstruction_rows(runs: Sequence[FinishedRun], scan: Scan, results: pd.DataFrame):
