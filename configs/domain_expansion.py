@@ -4,4 +4,4 @@ from configs.base import make_config
 
 
 def get_config(argument: str = "siren,distillation"):
-    return make_config("domain_expansion", argument, distillation_weight=1.0)
+    return make_config("domain_expansion", argument)

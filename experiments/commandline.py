@@ -10,6 +10,7 @@ from absl import app, flags
 
 from configs.base import ConfigError
 from nfcl_jax.data.acdc import DataError
+from nfcl_jax.reporting.results import ReportError
 
 
 def launch(main: Callable[[list[str]], None], required: list[str]) -> None:
@@ -34,7 +35,7 @@ def _explain(function):
         try:
             return function(argv)
         # ml_collections tells of a config file that is not there by an OSError at its first use.
-        except (ConfigError, DataError, OSError) as error:
+        except (ConfigError, DataError, ReportError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 

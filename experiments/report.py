@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import app, flags
 from rich.console import Console
 
+from configs.base import DEFAULT_WEIGHTS
 from experiments.commandline import launch
 from experiments.screen import claims_table
 from nfcl_jax.reporting.report import write_report
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     console, workdir = Console(), Path(_WORKDIR.value)
-    console.print(claims_table(write_report(workdir, _PATIENT.value)))
+    console.print(claims_table(write_report(workdir, DEFAULT_WEIGHTS, _PATIENT.value)))
     console.print(f"the report is in {workdir / 'report.html'}")
 
 

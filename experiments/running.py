@@ -78,16 +78,18 @@ def run(
         label = Label(config.scenario, config.field.name, config.strategy, config.seed)
         metadata = {"config": config.to_dict(), "scans": scan_records}
         started = time.monotonic()
-        metrics, fits = [], []
-        for result in _learn(config, scans, tasks, workdir, on_progress, twin):
+        learned = len(checkpoints.finished_tasks(workdir))
+        metrics, fits = read_rows(workdir, learned) if learned else ([], [])
+        if learned:
+            log.info("%d of %d tasks were learned before", learned, len(tasks))
+        for result in _learn(config, scans, tasks, workdir, learned, on_progress, twin):
             metrics += result.metrics
             fits += result.fits
             write_csv(workdir / "metrics.csv", metrics, label)
             write_csv(workdir / "fits.csv", fits)
             # The checkpoint comes last: where it is, the task's rows are.
-            if result.number not in checkpoints.finished_tasks(workdir):
-                checkpoints.save(workdir, result.number, result.params, metadata)
-                _log_task(result, tasks)
+            checkpoints.save(workdir, result.number, result.params, metadata)
+            _log_task(result, tasks)
         results = as_frame(config.to_dict(), config.strategy, metrics, fits)
         summary = summary_of_run(per_patient(results))
         write_file(workdir / "summary.csv", summary.to_csv(index=False, na_rep="nan"))
@@ -95,17 +97,17 @@ def run(
     return summary
 
 
-def _learn(config, scans, tasks, workdir, on_progress, twin) -> Iterator[continual.TaskResult]:
-    """The results of all tasks: those on disk first, then those still to be learned."""
-    learned, params = 0, {}
-    for source, most in ((workdir, len(tasks)), (twin, 1)):
-        if source and not learned:
-            for result in read_results(source, most):
-                learned, params = result.number, result.params
-                log.info("task %d of %d is taken from %s", learned, len(tasks), source)
-                yield result
+def _learn(
+    config, scans, tasks, workdir, learned, on_progress, twin
+) -> Iterator[continual.TaskResult]:
+    """The results of the tasks after the first `learned`."""
     if learned == len(tasks):
         return
+    params = checkpoints.load_all(workdir, learned) if learned else {}
+    if not learned and twin and 1 in checkpoints.finished_tasks(twin):
+        learned, params = 1, checkpoints.load_all(twin, 1)
+        log.info("task 1 of %d is taken from %s", len(tasks), twin)
+        yield continual.TaskResult(1, params, *read_rows(twin, 1))
     mesh = continual.device_mesh()
     log.info(
         "%s, Python %s, JAX %s on %d x %s",
@@ -129,20 +131,21 @@ def _learn(config, scans, tasks, workdir, on_progress, twin) -> Iterator[continu
     )
 
 
-def read_results(workdir: Path, most: int) -> Iterator[continual.TaskResult]:
-    """What a run's folder holds of its first `most` tasks; parameters of the last of them."""
-    finished = [task for task in checkpoints.finished_tasks(workdir) if task <= most]
-    if not finished:
-        return
+def read_rows(workdir: Path, most: int) -> tuple[list[continual.Metric], list[continual.Fit]]:
+    """What a run's folder holds of its first `most` tasks.
+
+    Raises:
+      ValueError: if a task has no rows.
+    """
     metrics = read_csv(workdir / "metrics.csv", continual.Metric)
     fits = read_csv(workdir / "fits.csv", continual.Fit)
-    for task in range(1, max(finished) + 1):
-        yield continual.TaskResult(
-            task,
-            checkpoints.load_all(workdir, task) if task == max(finished) else {},
-            [row for row in metrics if row.trained_task == task],
-            [row for row in fits if row.task == task],
-        )
+    for task in range(1, most + 1):
+        if not any(row.trained_task == task for row in metrics):
+            raise ValueError(f"{workdir / 'metrics.csv'}: has no rows of task {task}.")
+    return (
+        [row for row in metrics if row.trained_task <= most],
+        [row for row in fits if row.task <= most],
+    )
 
 
 def refuse_another_run(config: ConfigDict, scan_records: list[dict], workdir: Path) -> None:
@@ -151,14 +154,22 @@ def refuse_another_run(config: ConfigDict, scan_records: list[dict], workdir: Pa
     for name, wanted in (("config.json", config.to_dict()), ("patients.json", scan_records)):
         path = workdir / name
         if path.exists():
-            there = json.loads(path.read_text())
-            differing += _differences(there, json.loads(_json(wanted)), name.split(".")[0])
+            pair = [json.loads(path.read_text()), json.loads(_json(wanted))]
+            if name == "config.json":
+                pair = [_what_matters(config) for config in pair]
+            differing += _differences(*pair, name.split(".")[0])
     if differing:
         raise ConfigError(
             f"{workdir}: holds a run with\n  "
             + "\n  ".join(differing)
             + "\nGo on with it by its own settings, or choose another --workdir."
         )
+
+
+def _what_matters(config: dict) -> dict:
+    """A config without what changes no result: the size of batches, the spelling of a path."""
+    data = config["data"] | {"root": str(Path(config["data"]["root"]).resolve())}
+    return {k: v for k, v in config.items() if k != "patients_per_batch"} | {"data": data}
 
 
 def _differences(there, wanted, name: str) -> list[str]:
@@ -224,6 +235,7 @@ def _log_to(path: Path):
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
         yield
     except BaseException:

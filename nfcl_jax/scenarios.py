@@ -86,6 +86,11 @@ class Scan:
         return f"{self.patient}/{self.image}"
 
     @property
+    def scenario(self) -> str:
+        """The scenario that takes such an image."""
+        return "domain_expansion" if self.image == "cine" else "signal_expansion"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The grid of coordinates: (frame, x, y, z) of a cine, (x, y, z) of a single frame."""
         return self.intensities.shape if self.image == "cine" else self.intensities.shape[1:]

@@ -46,7 +46,7 @@ def runs(phantom_root, tmp_path_factory):
     from rich.console import Console
 
     from configs import paper as paper_config
-    from experiments import paper
+    from experiments import grid
     from nfcl_jax.data.acdc import read_scans
     from nfcl_jax.reporting.shown import save_shown
     from nfcl_jax.scenarios import SCENARIOS
@@ -55,7 +55,7 @@ def runs(phantom_root, tmp_path_factory):
     config.num_steps, config.batch_size, config.patients_per_batch = 150, 1024, 0
     config.data.root, config.data.patients = str(phantom_root), "patient001"
     workdir = tmp_path_factory.mktemp("grid")
-    cells = {cell.name: cell for cell in paper.make_cells(config, workdir)}
+    cells = {cell.name: cell for cell in grid.make_cells(config, workdir)}
     for cell in cells.values():
         cell.config.field.width = 64
     scans = {scenario: read_scans(phantom_root, scenario, ["patient001"]) for scenario in SCENARIOS}
@@ -64,7 +64,7 @@ def runs(phantom_root, tmp_path_factory):
     def run(scenario, field, strategy):
         wanted = [f"{scenario}-{field}-{s}-seed0" for s in ("finetune", strategy)]
         missing = [n for n in dict.fromkeys(wanted) if not (workdir / "cells" / n).exists()]
-        failed = paper.run_cells([cells[n] for n in missing], scans, workdir, Console(quiet=True))
+        failed = grid.run_cells([cells[n] for n in missing], scans, workdir, Console(quiet=True))
         assert not failed
         return workdir / "cells" / wanted[-1]
 

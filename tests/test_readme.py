@@ -97,7 +97,7 @@ def test_every_config_field_of_the_decisions_exists():
     from configs.base import FIELDS, make_config
 
     decided = README.split("## Decided here")[1].split("##")[0]
-    configs = [make_config("x", f"{field},distillation", 1.0) for field in FIELDS]
+    configs = [make_config("domain_expansion", f"{field},distillation") for field in FIELDS]
     for name in re.findall(r"`([a-z_.]+)`", decided):
         parts = name.split(".")
         assert any(parts[-1] in (c if len(parts) == 1 else c[parts[0]]) for c in configs), name

@@ -2,10 +2,12 @@
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 import re
 import shutil
+import time
 from collections import defaultdict
 
 import numpy as np
@@ -18,10 +20,18 @@ from nfcl_jax.continual import Fit, Metric
 from nfcl_jax.reporting import claims, figures, page, tables
 from nfcl_jax.reporting.records import Label, write_csv
 from nfcl_jax.reporting.report import write_report
-from nfcl_jax.reporting.results import Scores, finished_runs, load_results, per_patient
+from nfcl_jax.reporting.results import (
+    ReportError,
+    Scores,
+    finished_runs,
+    load_results,
+    per_patient,
+)
 from nfcl_jax.reporting.shown import load_shown
+from nfcl_jax.reporting.statistics import bootstrap_interval, paired_test
 from nfcl_jax.scenarios import SCENARIOS
 
+WEIGHTS = {"domain_expansion": 1.0, "signal_expansion": 1.0}
 PATIENTS = [f"patient{i:03d}" for i in range(1, 6)]
 METRICS = {"image": ("psnr", "ssim"), "mask": ("dsc", "dsc_rv", "dsc_myo", "dsc_lv")}
 # PSNR at the end of a first frame or image, and of a last frame, such that every claim holds.
@@ -95,7 +105,7 @@ def write_grid(workdir, seeds=(0,), **change):
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory):
     workdir = write_grid(tmp_path_factory.mktemp("made_up"), seeds=(0, 1))
-    write_report(workdir)
+    write_report(workdir, WEIGHTS)
     return workdir
 
 
@@ -136,14 +146,32 @@ def test_the_tables_can_be_recomputed_from_metrics_csv(made_up):
         where = (last, row["evaluated_task"], row["metric"])
         kept, lost = (expected[row["scenario"], row["field"], s, *where] for s in STRATEGIES[::-1])
         assert float(row["difference"]) == pytest.approx(np.mean([kept[p] - lost[p] for p in kept]))
-        assert row["effect"] == "" or -1 <= float(row["effect"]) <= 1
-    for row in (row for row in rows if row["table"] == "continual"):
-        if row["summary"] == "stability" and row["metric"] == "psnr":
-            last = "4" if row["scenario"] == "domain_expansion" else "2"
-            key = (row["scenario"], row["field"], row["strategy"], last)
-            earlier = range(1, int(last))
-            each = [np.mean(list(expected[*key, str(e), "psnr"].values())) for e in earlier]
-            assert float(row["mean"]) == pytest.approx(np.mean(each))
+        differences = np.round([kept[p] - lost[p] for p in kept], 9)
+        low, high = bootstrap_interval(differences)
+        assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high))
+        p, effect = paired_test(differences)
+        assert (float(row["p"] or "nan"), float(row["effect"] or "nan")) == pytest.approx(
+            (p, effect), nan_ok=True
+        )
+    continual = [row for row in rows if row["table"] == "continual" and row["metric"] == "psnr"]
+    assert len(continual) == 4 * 2 * 2 * 4
+    for row in continual:
+        last = 4 if row["scenario"] == "domain_expansion" else 2
+
+        def means(pairs, key=tuple(row[name] for name in names)):
+            found = [expected.get((*key, str(s), str(e), "psnr")) for s, e in pairs]
+            return np.array([np.mean(list(each.values())) for each in found if each])
+
+        learned = means([(e, e) for e in range(1, last + 1)])  # a mask has no PSNR
+        end = means([(last, e) for e in range(1, last)])
+        lost = learned[: last - 1] - end
+        by_hand = {
+            "stability": np.mean(end),
+            "plasticity": np.mean(learned),
+            "backward_transfer": -np.mean(lost),
+            "forgetting": np.mean(lost),  # nothing here gets better later
+        }
+        assert float(row["mean"]) == pytest.approx(by_hand[row["summary"]])
 
 
 def test_results_csv_holds_every_metric(made_up):
@@ -160,8 +188,8 @@ def test_the_readable_tables_show_the_numbers_of_tables_csv(made_up):
     expected = recomputed(made_up)
     ends = expected["domain_expansion", "siren", "finetune", "4", "1", "psnr"]
     row = next(line for line in text.splitlines() if line.startswith("| SIREN | finetune |"))
-    assert f"| {np.mean(list(ends.values())):.1f} [" in row
-    assert "0 of 5" in row
+    assert f"| {np.mean(list(ends.values())):.1f} ± " in row
+    assert f" ± {np.std(list(ends.values()), ddof=1):.1f} [" in row and "0 of 5" in row
 
 
 def drawn_means(axes):
@@ -172,7 +200,7 @@ def drawn_means(axes):
 
 def test_the_figures_show_the_numbers_of_metrics_csv(made_up):
     expected = {k: np.mean(list(v.values())) for k, v in recomputed(made_up).items()}
-    scores = Scores(per_patient(load_results(finished_runs(made_up.glob("cells/*")))))
+    scores = Scores(per_patient(load_results(finished_runs(made_up.glob("cells/*"), WEIGHTS))))
     for axes, metric in zip(figures.first_against_last(scores).axes, METRICS["image"], strict=True):
         assert drawn_means(axes) == {
             tuple(
@@ -198,7 +226,7 @@ def test_the_figures_show_the_numbers_of_metrics_csv(made_up):
 
 
 def judged(workdir):
-    scores = Scores(per_patient(load_results(finished_runs(workdir.glob("cells/*")))))
+    scores = Scores(per_patient(load_results(finished_runs(workdir.glob("cells/*"), WEIGHTS))))
     return {claim["id"]: claim for claim in claims.judge(scores)}
 
 
@@ -266,7 +294,7 @@ def test_failed_fits_are_counted_and_the_means_are_given_without_them(tmp_path):
         for r in rows
     ]
     write_csv(folder / "fits.csv", fits)
-    table = tables.score_table(per_patient(load_results(finished_runs([folder]))))
+    table = tables.score_table(per_patient(load_results(finished_runs([folder], WEIGHTS))))
     table = table.set_index(["trained_task", "evaluated_task", "metric"])
     assert table.loc[(1, 1, "psnr"), "failed"] == 0
     row = table.loc[(2, 2, "dsc")]
@@ -282,7 +310,7 @@ def test_failed_fits_are_counted_and_the_means_are_given_without_them(tmp_path):
     assert row["failed"] == 1
     assert row["mean"] == pytest.approx(np.mean(all_means))
     assert row["mean_without_failed"] == pytest.approx(np.mean(without))
-    write_report(tmp_path)
+    write_report(tmp_path, WEIGHTS)
     assert (
         "Collapsed or diverged: signal_expansion, diner, finetune, 0: patient001/ED"
         in (tmp_path / "report.html").read_text()
@@ -290,24 +318,69 @@ def test_failed_fits_are_counted_and_the_means_are_given_without_them(tmp_path):
 
 
 def test_several_weights_are_told_apart_and_drawn(tmp_path):
-    for strategy, weight in (("finetune", 1.0), ("distillation", 0.1), ("distillation", 10.0)):
+    """The default keeps its name, so that claims and figures are about it."""
+    for strategy, weight in (("finetune", 1.0), ("distillation", 0.1), ("distillation", 1.0)):
         name = f"{strategy}{weight}"
         write_run(tmp_path / "cells" / name, "domain_expansion", "siren", strategy, weight=weight)
-    runs = finished_runs(tmp_path.glob("cells/*"))
-    names = [run.strategy for run in runs]
-    assert names == ["finetune", "distillation, weight 0.1", "distillation, weight 10"]
-    write_report(tmp_path)
-    assert (tmp_path / "figures/weights.svg").exists()
+    names = [run.strategy for run in finished_runs(tmp_path.glob("cells/*"), WEIGHTS)]
+    assert names == ["finetune", "distillation, weight 0.1", "distillation"]
+    write_report(tmp_path, WEIGHTS)
+    assert {"weights.svg", "first_against_last.svg"} <= {
+        path.name for path in (tmp_path / "figures").iterdir()
+    }
+    text = (tmp_path / "tables.md").read_text()
+    assert "| domain expansion | 0.1 |" in text and "| domain expansion | 1 |" in text
+    (tmp_path / "cells/distillation0.1/summary.csv").unlink()
+    alone = finished_runs(tmp_path.glob("cells/*"), {"domain_expansion": 7.0})
+    assert [run.strategy for run in alone] == ["finetune", "distillation"]
+
+
+def test_a_grid_with_holes_and_without_scores_is_reported(tmp_path):
+    """A missing cell, a strategy whose every fit diverged, a scan with one patient."""
+
+    def change(scenario, field, strategy, *_):
+        return float("nan") if (scenario, field) == ("domain_expansion", "diner") else None
+
+    write_grid(tmp_path, change=change)
+    shutil.rmtree(tmp_path / "cells/domain_expansion-pe_relu-finetune-seed0")
+    write_report(tmp_path, WEIGHTS)
+    shutil.rmtree(tmp_path / "cells")
+    write_run(tmp_path / "cells/a", "domain_expansion", "diner", "finetune", change=change)
+    claims_found = {c["id"]: c for c in write_report(tmp_path, WEIGHTS)}
+    assert claims_found["C2"]["verdict"] == "not tested"
+
+
+def test_what_makes_runs_incomparable_is_said(tmp_path):
+    write_grid(tmp_path)
+    folder = tmp_path / "cells/domain_expansion-siren-distillation-seed0"
+    config = json.loads((folder / "config.json").read_text())
+    other = config | {"num_steps": 700, "learning_rate": 0.5, "seed": 3}
+    (folder / "config.json").write_text(json.dumps(other))
+    record = {"patient": "p", "image": "cine", "shape": [4, 9, 9, 2], "frame_numbers": [1]}
+    for i, name in enumerate(("siren-distillation", "siren-finetune")):
+        place = {"spacing": [1, 1, 1 + i], "affine": []}
+        path = tmp_path / f"cells/domain_expansion-{name}-seed0/patients.json"
+        path.write_text(json.dumps([record | place]))
+    write_report(tmp_path, WEIGHTS)
+    html = (tmp_path / "report.html").read_text()
+    for warning in (
+        "Runs differ in num_steps: 500, 700.",
+        "Runs of SIREN differ in learning_rate.",
+        "Not every field and strategy has the same seeds.",
+        "Runs were made on different scans of p/cine.",
+        "Few patients: 5.",
+    ):
+        assert warning in html, warning
 
 
 def test_a_report_names_what_is_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no finished run here"):
-        write_report(tmp_path)
+    with pytest.raises(ReportError, match="no finished run here"):
+        write_report(tmp_path, WEIGHTS)
     write_grid(tmp_path)
     (tmp_path / "cells/signal_expansion-siren-finetune-seed0/summary.csv").unlink()
-    with pytest.raises(ValueError, match="no scans of patient009 are kept"):
-        write_report(tmp_path, patient="patient009")
-    write_report(tmp_path)
+    with pytest.raises(ReportError, match="no scans of patient009 are kept"):
+        write_report(tmp_path, WEIGHTS, patient="patient009")
+    write_report(tmp_path, WEIGHTS)
     assert (
         "Not finished, and not in this report: signal_expansion-siren-finetune-seed0"
         in (tmp_path / "report.html").read_text()
@@ -315,8 +388,8 @@ def test_a_report_names_what_is_missing(tmp_path):
     shutil.copytree(
         tmp_path / "cells/signal_expansion-finer-finetune-seed0", tmp_path / "cells/again"
     )
-    with pytest.raises(ValueError, match="are runs of the same"):
-        write_report(tmp_path)
+    with pytest.raises(ReportError, match="are runs of the same"):
+        write_report(tmp_path, WEIGHTS)
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +399,7 @@ def real_report(runs):
         for field in FIELDS:
             for strategy in STRATEGIES:
                 workdir = runs(scenario, field, strategy).parents[1]
-    write_report(workdir)
+    write_report(workdir, WEIGHTS)
     return workdir
 
 
@@ -366,14 +439,86 @@ def test_the_viewer_holds_what_the_fields_say(real_report):
     assert set(np.unique(truth)) == {0, 1, 2, 3}
 
 
-def test_a_large_viewer_leaves_out_slices_and_says_so(real_report, monkeypatch):
-    monkeypatch.setattr(page, "MAX_VOXELS", 1_000_000)
-    folders = real_report.glob("cells/signal_expansion-siren-*")
-    runs = finished_runs(sorted(folders))
+def viewer_of(real_report, scans):
+    runs = finished_runs(sorted(real_report.glob("cells/signal_expansion-siren-*")), WEIGHTS)
+    return page.make_viewer(runs, scans, load_results(runs))
+
+
+@pytest.mark.parametrize(
+    ("budget", "slices"), [(1_000_000, [1, 2, 3, 4, 5, 6]), (200_000, [2, 5]), (1, [4])]
+)
+def test_a_large_viewer_leaves_out_slices_and_says_so(real_report, monkeypatch, budget, slices):
+    monkeypatch.setattr(page, "MAX_VOXELS", budget)
     scans = [scan for scan in load_shown(real_report) if scan.image != "cine"]
-    viewer = page.make_viewer(runs, scans, load_results(runs))
-    assert viewer.note == ""
-    monkeypatch.setattr(page, "MAX_VOXELS", 200_000)
-    viewer = page.make_viewer(runs, scans, load_results(runs))
-    assert viewer.note.startswith("Every 3th slice") or viewer.note.startswith("Every 3rd slice")
-    assert json.loads(viewer.data)["scans"]["patient001/ED"]["slices"] == [2, 5]
+    viewer = viewer_of(real_report, scans)
+    assert json.loads(viewer.data)["scans"]["patient001/ED"]["slices"] == slices
+    assert viewer.notes == [] or viewer.notes[0].startswith("One slice of ")
+    assert bool(viewer.notes) == (len(slices) < 6)
+
+
+def test_a_scan_that_is_not_the_runs_is_not_shown(real_report):
+    scans = [scan for scan in load_shown(real_report) if scan.image != "cine"]
+    moved = dataclasses.replace(scans[0], affine=scans[0].affine + 1)
+    viewer = viewer_of(real_report, [moved, scans[1]])
+    assert list(json.loads(viewer.data)["scans"]) == [scans[1].name]
+    assert "signal_expansion-siren-distillation-seed0" in viewer.notes[0]
+    assert viewer_of(real_report, [moved]) is None
+
+
+@pytest.fixture(params=[(1200, "light"), (390, "dark")], ids=["desktop", "phone"])
+def browser(request):
+    """A headless Chromium of the given width and colour scheme."""
+    selenium = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    if not shutil.which("chromedriver"):
+        pytest.skip("no chromedriver here: the page is not opened in a browser")
+    options = selenium.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--window-size=1200,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = selenium.ChromeService(shutil.which("chromedriver"))
+    driver = selenium.Chrome(options=options, service=service)
+    width, scheme = request.param
+    phone = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    yield driver
+    driver.quit()
+
+
+def test_the_page_in_a_browser(real_report, browser):
+    """No errors, nothing wider than the window, and every control changes what is shown."""
+    browser.get((real_report / "report.html").as_uri())
+    script = browser.execute_script
+    painted = "return ['truth', 'reconstruction', 'error'].map(i => document.getElementById(i))"
+
+    def pictures():
+        """What the canvases show, once it has changed or half a second has passed."""
+        time.sleep(0.5)
+        return script(painted + ".map(c => c.toDataURL())")
+
+    before = pictures()
+    assert len(set(before)) == 3
+    for control, value in [
+        ("slice", "0"),
+        ("look", "frame 3"),
+        ("trained", "frame 3"),
+        ("field", "diner"),
+        ("strategy", "distillation"),
+        ("image", "ES"),
+        ("look", "mask"),
+    ]:
+        event = "input" if control == "slice" else "change"
+        script(
+            "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
+            "e.dispatchEvent(new Event(arguments[2]))",
+            control, value, event,
+        )  # fmt: skip
+        after = pictures()
+        assert after[1] != before[1], control
+        before = after
+    assert script("return document.getElementById('score').textContent").startswith("DSC")
+    root = "document.documentElement"
+    for details in ("", "document.querySelectorAll('details').forEach(d => d.open = true);"):
+        assert script(f"{details} return {root}.scrollWidth <= {root}.clientWidth")
+    assert browser.get_log("browser") == []

@@ -186,6 +186,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(runs, phantom_root, tmp_
     jax.tree.map(np.testing.assert_array_equal, *same)
 
 
+def test_looking_at_a_finished_run_again_leaves_it_as_it_is(runs, phantom_root, monkeypatch):
+    """Even if its checkpoints cannot be read any more, and in batches of another size."""
+    workdir = runs("domain_expansion", "siren", "distillation")
+    before = {path: path.read_bytes() for path in workdir.glob("*.csv")}
+    monkeypatch.setattr("experiments.running.checkpoints.load_all", None)
+    config = make_config("domain_expansion", "siren", "distillation", phantom_root)
+    config.patients_per_batch = 1
+    train.train(config, workdir, Console(quiet=True))
+    assert {path: path.read_bytes() for path in workdir.glob("*.csv")} == before
+
+
 def test_what_ends_a_run_is_in_its_log(phantom_root, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt

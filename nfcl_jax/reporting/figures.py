@@ -10,13 +10,15 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from nfcl_jax.reporting.records import METRIC_TITLES
 from nfcl_jax.reporting.results import BASELINE, FIELD_TITLES, Scores
 from nfcl_jax.reporting.statistics import bootstrap_interval
+from nfcl_jax.reporting.weights import LAST_TASK_METRIC
 
 COLOURS = {"pe_relu": "#0072B2", "siren": "#E69F00", "finer": "#009E73", "diner": "#CC3311"}
 MARKERS = {"pe_relu": "o", "siren": "s", "finer": "^", "diner": "D"}
@@ -85,7 +87,7 @@ def image_and_mask(scores: Scores) -> Figure:
                     axes.plot([place - 0.4, place + 0.4], [before] * 2, color="#555555", lw=1.2)
             axes.set_xticks(range(len(fields)), [FIELD_TITLES[field] for field in fields])
             axes.set_xlim(-0.6, len(fields) - 0.4)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
             axes.grid(axis="x", visible=False)
             axes.tick_params(axis="x", labelsize=8, length=0)
             what = "mask" if metric == "dsc" else "image"
@@ -98,7 +100,7 @@ def task_matrix(scores: Scores) -> Figure:
     """Domain expansion: mean PSNR of every frame after every task, per field and strategy."""
     pairs = _pairs(scores, "domain_expansion")
     fields = list(dict.fromkeys(field for field, _ in pairs))
-    strategies = list(dict.fromkeys(strategy for _, strategy in pairs))
+    strategies = sorted({strategy for _, strategy in pairs}, key=lambda s: (s != BASELINE, s))
     size = scores.num_tasks["domain_expansion"]
     matrices = {}
     for pair in pairs:
@@ -108,63 +110,64 @@ def task_matrix(scores: Scores) -> Figure:
                 found = scores.get("domain_expansion", *pair, trained, evaluated, "psnr")
                 matrix[trained - 1, evaluated - 1] = found.mean() if len(found) else np.nan
         matrices[pair] = matrix
-    finite = np.concatenate([m[np.isfinite(m)] for m in matrices.values()])
+    finite = np.concatenate([[0.0], *(m[np.isfinite(m)] for m in matrices.values())])
+    low, high = finite[1:].min(initial=np.inf), finite[1:].max(initial=-np.inf)
+    colours = ScalarMappable(Normalize(low, high) if low <= high else Normalize(0, 1), "viridis")
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(
             figsize=(1.9 * len(fields) + 0.9, 1.9 * len(strategies) + 0.6), layout="constrained"
         )
         grid = figure.subplots(len(strategies), len(fields), squeeze=False)
-        for (field, strategy), matrix in matrices.items():
-            axes = grid[strategies.index(strategy), fields.index(field)]
-            image = axes.imshow(matrix, cmap="viridis", vmin=finite.min(), vmax=finite.max())
+        for (i, j), axes in np.ndenumerate(grid):
+            matrix = matrices.get((fields[j], strategies[i]), np.full((size, size), np.nan))
+            axes.imshow(matrix, cmap=colours.cmap, norm=colours.norm)
             for (row, column), value in np.ndenumerate(matrix):
                 if np.isfinite(value):
-                    dark = image.norm(value) < 0.6
-                    colour = "white" if dark else "black"
+                    colour = "white" if colours.norm(value) < 0.6 else "black"
                     axes.text(
                         column, row, f"{value:.1f}", ha="center", va="center", color=colour, size=8
                     )
-            numbers = range(1, size + 1)
-            axes.set_xticks(range(size), numbers)
-            axes.set_yticks(range(size), numbers)
+            axes.set_xticks(range(size), range(1, size + 1))
+            axes.set_yticks(range(size), range(1, size + 1))
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
-            if axes in grid[0]:
-                axes.set_title(FIELD_TITLES[field], fontsize=10)
-            if axes in grid[-1]:
+            if i == 0:
+                axes.set_title(FIELD_TITLES[fields[j]], fontsize=10)
+            if i == len(strategies) - 1:
                 axes.set_xlabel("frame")
-            if axes in grid[:, 0]:
-                axes.set_ylabel(f"{strategy}\nafter frame")
-        figure.colorbar(image, ax=grid, label="PSNR, dB", shrink=0.8, aspect=30, pad=0.02)
+            if j == 0:
+                axes.set_ylabel(f"{strategies[i]}\nafter frame")
+        figure.colorbar(colours, ax=grid, label="PSNR, dB", shrink=0.8, aspect=30, pad=0.02)
     return figure
 
 
-def weight_sweep(scores: Scores, weights: Mapping[str, float]) -> Figure:
+def weight_sweep(scores: Scores, weights: Mapping[tuple[str, str], float]) -> Figure:
     """Stability over plasticity, a curve per field through the weights of distillation.
 
     Args:
       scores: with several strategies, one for each weight.
-      weights: of each strategy; those without one are drawn open, alone.
+      weights: of each scenario and strategy; those without one are drawn open, alone.
     """
-    scenarios = [s for s in ("domain_expansion", "signal_expansion") if s in scores.num_tasks]
+    scenarios = list(dict.fromkeys(scenario for scenario, _ in weights))
     labels = {
-        "domain_expansion": ("psnr", "last frame, PSNR in dB", "first frame, PSNR in dB"),
-        "signal_expansion": ("dsc", "mask, DSC", "image, PSNR in dB"),
+        "domain_expansion": ("last frame, PSNR in dB", "first frame, PSNR in dB"),
+        "signal_expansion": ("mask, DSC", "image, PSNR in dB"),
     }
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.4 * len(scenarios), 4.4), layout="constrained")
         drawn = []
         panels = figure.subplots(1, len(scenarios), squeeze=False)[0]
         for axes, scenario in zip(panels, scenarios, strict=True):
-            metric, x_title, y_title = labels[scenario]
+            metric, (x_title, y_title) = LAST_TASK_METRIC[scenario], labels[scenario]
             pairs = _pairs(scores, scenario, all_strategies=True)
             drawn += pairs
             curves: dict[str, list] = {}
             for field, strategy in pairs:
                 plastic = scores.get(scenario, field, strategy, 0, 0, metric).mean()
                 stable = scores.get(scenario, field, strategy, 0, 1, "psnr").mean()
-                if strategy in weights:
-                    curves.setdefault(field, []).append((weights[strategy], plastic, stable))
+                if (scenario, strategy) in weights:
+                    weight = weights[scenario, strategy]
+                    curves.setdefault(field, []).append((weight, plastic, stable))
                 else:
                     axes.plot(plastic, stable, **_marker(field, filled=False), markersize=7)
             for field, points in curves.items():
@@ -229,6 +232,8 @@ def _column(axes: Axes, place: float, values: pd.Series, field: str, strategy: s
 
 def _limits(values: Iterable[float]) -> tuple[float, float]:
     finite = np.array([v for v in values if np.isfinite(v)])
+    if not finite.size:
+        return 0.0, 1.0
     margin = 0.05 * (np.ptp(finite) or 1.0)
     return float(finite.min() - margin), float(finite.max() + margin)
 

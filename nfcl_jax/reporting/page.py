@@ -12,14 +12,21 @@ import pandas as pd
 from PIL import Image
 
 from nfcl_jax.reporting.figures import CLASS_COLOURS, ERROR_LIMIT
-from nfcl_jax.reporting.results import BASELINE, FIELD_TITLES, FinishedRun, Scores
-from nfcl_jax.reporting.shown import reconstruct
+from nfcl_jax.reporting.results import (
+    BASELINE,
+    FIELD_TITLES,
+    FinishedRun,
+    Scores,
+    of_first_seed,
+    scores_of_scan,
+)
+from nfcl_jax.reporting.shown import can_reconstruct, reconstruct
 from nfcl_jax.runs import open_run
 from nfcl_jax.scenarios import SCENARIOS, Scan
 
 MAX_VOXELS = 60_000_000  # in the viewer, about half a byte each; slices are left out beyond
 
-# What the paper does not say: what, the decision, the config's field that changes it.
+# What the paper does not say: what, the default, the config's field that changes it.
 DECISIONS = [
     (
         "weight of distillation",
@@ -51,75 +58,71 @@ DECISIONS = [
 
 
 class Viewer(NamedTuple):
-    """What the page's viewer shows. `data` is JSON; `note` says what was left out."""
+    """What the page's viewer shows. `data` is JSON; `notes` say what was left out."""
 
     data: str
-    note: str
+    notes: list[str]
 
 
 def make_viewer(
     runs: Sequence[FinishedRun], scans: Sequence[Scan], results: pd.DataFrame
-) -> Viewer:
-    """Slices of every field and strategy after every task, for the scans that are shown.
+) -> Viewer | None:
+    """Slices of every field and strategy after every task, for the scans that are shown; None if
+    no run has any of them.
 
     Of several seeds the first is shown. Slices are PNG images of 8 bits, one below the other.
     """
-    first_seed: dict[tuple[str, str, str], FinishedRun] = {}
-    for run in runs:
-        key = (run.config["scenario"], run.config["field"]["name"], run.strategy)
-        first_seed.setdefault(key, run)
-    chosen = {
-        scan.name: [run for key, run in first_seed.items() if key[0] == _scenario(scan)]
-        for scan in scans
-    }
+    notes, chosen = [], {}
+    for scan in scans:
+        own = of_first_seed(runs, scan.scenario)
+        able = [run for run in own if can_reconstruct(run, scan)]
+        if len(able) < len(own):
+            missing = ", ".join(run.path.name for run in own if run not in able)
+            notes.append(f"Without {scan.name} as it is shown, or a checkpoint: {missing}.")
+        if able:
+            chosen[scan.name] = able
+    scans = [scan for scan in scans if scan.name in chosen]
+    if not scans:
+        return None
     step = _slice_step(scans, chosen)
-    scores = results.set_index(
-        ["field", "strategy", "seed", "patient", "image", "trained_task", "evaluated_task"]
-    ).sort_index()
+    if step > 1:
+        notes.append(f"One slice of {step} is shown, to keep this file small.")
     shown = {}
     for scan in scans:
-        slices = list(range(scan.intensities.shape[3]))[step // 2 :: step]
+        number = scan.intensities.shape[3]
+        slices = list(range(min(step // 2, number // 2), number, step))
         views = {}
         for run in chosen[scan.name]:
-            views |= _views_of_run(run, scan, slices, scores)
+            views |= _views_of_run(run, scan, slices, results)
         shown[scan.name] = {
             "patient": scan.patient,
             "image": scan.image,
             "size": scan.intensities.shape[1:3],
             "slices": [k + 1 for k in slices],
             "truth": {
-                task.name: _png(_as_bytes(_truth(task, scan)[..., slices])) for task in _tasks(scan)
+                task.name: _png(_as_bytes(_truth(task, scan)[..., slices]))
+                for task in SCENARIOS[scan.scenario]()
             },
             "behind": _png(_as_bytes(scan.intensities[0][..., slices])),
             "views": views,
         }
     data = {"scans": shown, "errorLimit": ERROR_LIMIT, "classColours": CLASS_COLOURS}
-    note = "" if step == 1 else f"Every {step}th slice is shown, to keep this file small."
-    return Viewer(json.dumps(data, separators=(",", ":")), note)
-
-
-def _scenario(scan: Scan) -> str:
-    return "domain_expansion" if scan.image == "cine" else "signal_expansion"
-
-
-def _tasks(scan: Scan):
-    return SCENARIOS[_scenario(scan)]()
+    return Viewer(json.dumps(data, separators=(",", ":")), notes)
 
 
 def _slice_step(scans: Sequence[Scan], chosen: Mapping[str, Sequence[FinishedRun]]) -> int:
     """So that every `step`-th slice of everything stays below MAX_VOXELS."""
     voxels = 0
     for scan in scans:
-        num_tasks = len(_tasks(scan))
+        num_tasks = len(SCENARIOS[scan.scenario]())
         views = len(chosen[scan.name]) * num_tasks * (num_tasks + 1) // 2
         voxels += (views + num_tasks) * scan.intensities[0].size
     return max(-(-voxels // MAX_VOXELS), 1)
 
 
-def _views_of_run(run: FinishedRun, scan: Scan, slices, scores: pd.DataFrame) -> dict[str, Any]:
+def _views_of_run(run: FinishedRun, scan: Scan, slices, results: pd.DataFrame) -> dict[str, Any]:
     """By "field|strategy|task|what is looked at": the slices and their scores in words."""
-    opened, tasks = open_run(run.path), _tasks(scan)
-    field, seed = run.config["field"]["name"], run.config["seed"]
+    opened, tasks = open_run(run.path), SCENARIOS[scan.scenario]()
     views = {}
     for trained in range(1, len(tasks) + 1):
         num_frames = max(task.frames[1] for task in tasks[:trained])
@@ -128,14 +131,13 @@ def _views_of_run(run: FinishedRun, scan: Scan, slices, scores: pd.DataFrame) ->
             channels = outputs[task.frames[0]][..., task.output.channels]
             mask = task.output.name == "mask"
             values = np.argmax(channels, -1) if mask else channels[..., 0]
-            key = (field, run.strategy, seed, scan.patient, scan.image, trained, evaluated)
-            found = dict(scores.loc[[key], ["metric", "value"]].itertuples(index=False, name=None))
+            found = scores_of_scan(results, run, scan.patient, scan.image, trained, evaluated)
             words = (
                 f"DSC {found['dsc']:.2f}"
                 if mask
                 else f"PSNR {found['psnr']:.1f} dB, SSIM {found['ssim']:.2f}"
             )
-            name = f"{field}|{run.strategy}|{tasks[trained - 1].name}|{task.name}"
+            name = f"{run.field}|{run.strategy}|{tasks[trained - 1].name}|{task.name}"
             views[name] = [_png(_as_bytes(values)), words]
     return views
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from nfcl_jax.evaluation import FOREGROUND
 from nfcl_jax.reporting import figures, page, tables
 from nfcl_jax.reporting.claims import judge
 from nfcl_jax.reporting.figures import Panel
@@ -17,12 +18,16 @@ from nfcl_jax.reporting.results import (
     BASELINE,
     FIELD_TITLES,
     FinishedRun,
+    ReportError,
     Scores,
     finished_runs,
     load_results,
+    of_first_seed,
     per_patient,
+    scores_of_scan,
+    weight_of,
 )
-from nfcl_jax.reporting.shown import load_shown, reconstruct
+from nfcl_jax.reporting.shown import can_reconstruct, load_shown, reconstruct
 from nfcl_jax.reporting.weights import HARM_LIMIT, weight_table
 from nfcl_jax.runs import open_run
 from nfcl_jax.scenarios import SCENARIOS, Scan
@@ -32,34 +37,40 @@ TITLES = {
     "signal_expansion": "Signal expansion: an image, then its mask",
 }
 PAPER_STEPS = 500  # per task
+FEW_PATIENTS = 6  # fewer cannot reach p < 0.05 in a two-sided signed-rank test
+FIGURES = ("first_against_last", "image_and_mask", "weights", "reconstructions_*", "task_matrix")
 
 
-def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, Any]]:
+def write_report(
+    workdir: Path, default_weights: Mapping[str, float], patient: str | None = None
+) -> list[dict[str, Any]]:
     """Writes results.csv, tables.csv, tables.md, claims.json, figures/ and report.html.
 
     Args:
       workdir: has the runs' folders in it or in `cells`; unfinished ones are named in the report.
+      default_weights: of distillation in each scenario. Of runs with several weights those are the
+        ones that the claims and figures of "distillation" are about.
       patient: whose reconstructions the figures show; the first that is shown if None.
 
     Returns:
       The claims, as in claims.json.
 
     Raises:
-      FileNotFoundError: if there is no finished run.
-      ValueError: if two runs are of the same, or `patient` is not among those shown.
+      ReportError: if there is no finished run, if two are of the same, or if `patient` is not among
+        those shown.
     """
     folders = sorted(path.parent for path in workdir.glob("*/config.json"))
     folders += sorted(path.parent for path in workdir.glob("cells/*/config.json"))
-    runs = finished_runs(folders)
+    runs = finished_runs(folders, default_weights)
     if not runs:
-        raise FileNotFoundError(f"{workdir}: no finished run here or in {workdir / 'cells'}.")
+        raise ReportError(f"{workdir}: no finished run here or in {workdir / 'cells'}.")
     unfinished = sorted({folder.name for folder in folders} - {run.path.name for run in runs})
     scans = load_shown(workdir)
     if patient is None and scans:
         patient = scans[0].patient
     elif patient is not None and patient not in {scan.patient for scan in scans}:
         known = ", ".join(sorted({scan.patient for scan in scans})) or "none"
-        raise ValueError(
+        raise ReportError(
             f"no scans of {patient} are kept in {workdir / 'shown'}; there are {known}."
         )
 
@@ -141,13 +152,47 @@ def _warnings(
         missing = sorted(everyone - set(group["patient"]))
         if missing:
             found.append(f"{', '.join(map(str, key))}: without {', '.join(missing)}.")
+    patients = len(everyone)
+    if patients < FEW_PATIENTS:
+        found.append(
+            f"Few patients: {patients}. Intervals over so few are too narrow, and p cannot be "
+            f"below {2.0 ** (1 - patients):g}."
+        )
+    seeds = results.groupby(["scenario", "field", "strategy"])["seed"].agg(lambda s: tuple(set(s)))
+    if seeds.nunique() > 1:
+        found.append("Not every field and strategy has the same seeds.")
+    found += _differing_settings(runs)
     failed = results[results["failed"]]
     for key, group in failed.groupby(keys, sort=False):
         names = sorted(set(group["patient"] + "/" + group["image"]))
         found.append(
-            f"Collapsed or diverged: {', '.join(map(str, key))}: {', '.join(names)}. The means "
-            "count what was left of them; the tables have the means without them."
+            f"Collapsed or diverged: {', '.join(map(str, key))}: {', '.join(names)}. What diverged "
+            "has no score; what collapsed counts in the means, and the tables have rows without."
         )
+    return found
+
+
+def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
+    """Settings that ought to be the same in all runs, and scans that are not the same scan."""
+    found = []
+    for name in ("num_steps", "batch_size", "huber_delta", "data"):
+        values = dict.fromkeys(json.dumps(run.config.get(name)) for run in runs)
+        if len(values) > 1:
+            found.append(f"Runs differ in {name}: {', '.join(values)}.")
+    for field in FIELD_TITLES:
+        own = [run.config for run in runs if run.field == field]
+        for name in ("learning_rate", "field"):
+            if len({json.dumps(config.get(name), sort_keys=True) for config in own}) > 1:
+                found.append(f"Runs of {FIELD_TITLES[field]} differ in {name}.")
+    scans: dict[str, set[str]] = {}
+    for run in runs:
+        for record in json.loads((run.path / "patients.json").read_text()):
+            same = {k: record[k] for k in ("shape", "frame_numbers", "spacing", "affine")}
+            name = f"{record['patient']}/{record['image']}"
+            scans.setdefault(name, set()).add(json.dumps(same))
+    different = sorted(name for name, records in scans.items() if len(records) > 1)
+    if different:
+        found.append(f"Runs were made on different scans of {', '.join(different)}.")
     return found
 
 
@@ -156,8 +201,8 @@ def _readable_tables(score_table, paired, continual, weights) -> list[dict[str, 
     for scenario, title in TITLES.items():
         if (score_table["scenario"] == scenario).any():
             frame = tables.headline_table(score_table, scenario)
-            note = "Mean over patients [95% interval]; failed: patients with a collapsed or "
-            note += "diverged fit."
+            note = "Mean ± standard deviation over patients [95% interval of the mean]; failed: "
+            note += "patients with a collapsed or diverged fit."
             found.append({"title": title, "note": note, "frame": frame})
     if len(paired):
         found.append(
@@ -178,12 +223,12 @@ def _readable_tables(score_table, paired, continual, weights) -> list[dict[str, 
         }
     )
     if len(weights):
-        limits = ", ".join(f"{limit} of {METRIC_TITLES[m]}" for m, limit in HARM_LIMIT.items())
+        limits = " or ".join(f"{limit} ({METRIC_TITLES[m]})" for m, limit in HARM_LIMIT.items())
         found.append(
             {
                 "title": "The weight of distillation",
-                "note": "Chosen: the highest PSNR of the first frame or image (stability, in the "
-                "mean over fields) among the weights at which no field learns the last task worse "
+                "note": "Chosen: the highest PSNR of the first frame or image at the end, in the "
+                "mean over fields, among the weights at which no field learns the last task worse "
                 f"than fine-tuned by more than {limits}.",
                 "frame": _readable_weights(weights),
             }
@@ -197,9 +242,9 @@ def _readable_weights(weights: pd.DataFrame) -> pd.DataFrame:
             {
                 "scenario": row.scenario.replace("_", " "),
                 "weight": f"{row.weight:g}",
-                "stability, PSNR, dB": f"{row.stability:.1f}",
-                "most harmed": FIELD_TITLES[row.harmed],
-                "harm": f"{row.harm:.2f} of {METRIC_TITLES[row.plasticity]}",
+                "first frame or image: PSNR, dB": f"{row.first:.1f}",
+                "most harmed on the last task": FIELD_TITLES[row.harmed],
+                "by": f"{row.harm:.2f} ({METRIC_TITLES[row.metric]})",
                 "chosen": "chosen" if row.chosen else "",
             }
             for row in weights.itertuples()
@@ -209,7 +254,7 @@ def _readable_weights(weights: pd.DataFrame) -> pd.DataFrame:
 
 def _readable_paired(paired: pd.DataFrame) -> pd.DataFrame:
     tasks = {name: make() for name, make in SCENARIOS.items()}
-    shown = paired[~paired["metric"].isin(["dsc_rv", "dsc_myo", "dsc_lv"])]
+    shown = paired[~paired["metric"].isin(FOREGROUND)]
     return pd.DataFrame(
         [
             {
@@ -230,7 +275,7 @@ def _readable_paired(paired: pd.DataFrame) -> pd.DataFrame:
 def _readable_continual(continual: pd.DataFrame) -> pd.DataFrame:
     rows: dict[tuple, dict[str, str]] = {}
     for row in continual.itertuples():
-        if row.metric in ("dsc_rv", "dsc_myo", "dsc_lv"):
+        if row.metric in FOREGROUND:
             continue
         key = (row.scenario, row.field, row.strategy, row.metric)
         cells = rows.setdefault(
@@ -308,74 +353,60 @@ def _figures(
         )
 
 
-def _weights(runs: Sequence[FinishedRun]) -> dict[str, float]:
-    """The weight of each strategy that is there with several."""
-    return {
-        run.strategy: run.config[run.config["strategy"]]["weight"]
-        for run in runs
-        if run.strategy != run.config["strategy"]
-    }
+def _weights(runs: Sequence[FinishedRun]) -> dict[tuple[str, str], float]:
+    """The weight of each scenario's strategies, if there are several."""
+    weights = {(r.config["scenario"], r.strategy): weight_of(r.config) for r in runs}
+    found = {key: weight for key, weight in weights.items() if weight is not None}
+    scenarios = [scenario for scenario, _ in found]
+    return {key: weight for key, weight in found.items() if scenarios.count(key[0]) > 1}
 
 
 def reconstruction_rows(runs: Sequence[FinishedRun], scan: Scan, results: pd.DataFrame):
     """Columns and rows for `figures.panel_grid`: the scan's first frame or image (and mask), and
     what each field has of it at the end, without and with distillation; None without runs."""
-    scenario = "domain_expansion" if scan.image == "cine" else "signal_expansion"
-    chosen: dict[tuple[str, str], FinishedRun] = {}
-    for run in runs:
-        if run.config["scenario"] == scenario and run.strategy in (BASELINE, "distillation"):
-            chosen.setdefault((run.strategy, run.config["field"]["name"]), run)
+    chosen = {
+        (run.strategy, run.field): run
+        for run in of_first_seed(runs, scan.scenario)
+        if run.strategy in (BASELINE, "distillation") and can_reconstruct(run, scan)
+    }
     if not chosen:
         return None
     fields = [f for f in FIELD_TITLES if any(f == field for _, field in chosen)]
     middle = scan.intensities.shape[3] // 2
     truth = scan.intensities[0, ..., middle]
-    last = len(SCENARIOS[scenario]())
+    last = len(SCENARIOS[scan.scenario]())
     rows = []
     for strategy, title in ((BASELINE, "fine-tuned"), ("distillation", "distilled")):
-        images, errors, masks = [Panel("image", truth)], [None], []
+        images, errors, masks = [Panel("image", truth)], [None], [None]
         if scan.labels is not None:
             masks = [Panel("mask", scan.labels[0, ..., middle], "", truth)]
         for field in fields:
-            run = chosen.get((strategy, field))
-            if run is None:
-                images, errors = [*images, None], [*errors, None]
-                masks = [*masks, None] if masks else masks
-                continue
-            outputs = reconstruct(open_run(run.path), scan, last, 1, [middle])[0, :, :, 0]
-            psnr = _score_of(results, run, scan, last, 1, "psnr")
-            images.append(Panel("image", outputs[..., 0], f"{psnr:.1f} dB"))
-            errors.append(Panel("error", np.clip(outputs[..., 0], 0, 1) - truth))
-            if masks:
-                dsc = _score_of(results, run, scan, last, last, "dsc")
-                classes = np.argmax(outputs[..., 1:], axis=-1)
-                masks.append(Panel("mask", classes, f"DSC {dsc:.2f}", truth))
+            panels = [None, None, None]
+            if run := chosen.get((strategy, field)):
+                outputs = reconstruct(open_run(run.path), scan, last, 1, [middle])[0, :, :, 0]
+                of_scan = (results, run, scan.patient, scan.image, last)
+                image = outputs[..., 0]
+                psnr = scores_of_scan(*of_scan, 1)["psnr"]
+                panels[0] = Panel("image", image, f"{psnr:.1f} dB")
+                panels[1] = Panel("error", np.clip(image, 0, 1) - truth)
+                if scan.labels is not None:
+                    dsc = scores_of_scan(*of_scan, last)["dsc"]
+                    classes = np.argmax(outputs[..., 1:], axis=-1)
+                    panels[2] = Panel("mask", classes, f"DSC {dsc:.2f}", truth)
+            for row, panel in zip((images, errors, masks), panels, strict=True):
+                row.append(panel)
         if any(images[1:]):
             rows += [(title, images), ("error", errors)]
-            rows += [("mask", masks)] if masks else []
+            rows += [("mask", masks)] if any(masks) else []
     return ["scan", *(FIELD_TITLES[field] for field in fields)], rows
-
-
-def _score_of(results, run: FinishedRun, scan: Scan, trained: int, evaluated: int, metric: str):
-    wanted: Mapping[str, Any] = {
-        "scenario": run.config["scenario"],
-        "field": run.config["field"]["name"],
-        "strategy": run.strategy,
-        "seed": run.config["seed"],
-        "patient": scan.patient,
-        "image": scan.image,
-        "trained_task": trained,
-        "evaluated_task": evaluated,
-        "metric": metric,
-    }
-    chosen = np.logical_and.reduce([results[name] == value for name, value in wanted.items()])
-    return float(results.loc[chosen, "value"].iloc[0])
 
 
 def _write_figures(folder: Path, drawn) -> list[dict[str, str]]:
     folder.mkdir(exist_ok=True)
-    for path in [*folder.glob("*.png"), *folder.glob("*.svg")]:
-        path.unlink()  # of an earlier report
+    for kind in ("png", "svg"):  # of an earlier report
+        for name in FIGURES:
+            for path in folder.glob(f"{name}.{kind}"):
+                path.unlink()
     pictures = []
     for name, caption, figure in drawn:
         files = {kind: figures.figure_bytes(figure, kind) for kind in ("png", "svg")}

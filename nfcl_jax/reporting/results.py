@@ -16,37 +16,52 @@ FIELD_TITLES = {"pe_relu": "PE-ReLU", "siren": "SIREN", "finer": "FINER", "diner
 BASELINE = "finetune"
 
 
+class ReportError(ValueError):
+    """The runs cannot be reported on as they are."""
+
+
 class FinishedRun(NamedTuple):
     """A run that learned all its tasks. `strategy` names the weight too, such as "distillation,
-    weight 10", where the runs have several."""
+    weight 10", where it is one of several and not the default."""
 
     path: Path
     config: dict[str, Any]
     strategy: str
 
+    @property
+    def field(self) -> str:
+        return self.config["field"]["name"]
 
-def finished_runs(folders: Iterable[Path]) -> list[FinishedRun]:
+
+def finished_runs(
+    folders: Iterable[Path], default_weights: Mapping[str, float]
+) -> list[FinishedRun]:
     """The finished ones among the folders of runs, in the order of tables.
 
+    Args:
+      folders: of runs, finished or not.
+      default_weights: of each scenario.
+
     Raises:
-      ValueError: if two of them have the same scenario, field, strategy, weight and seed.
+      ReportError: if two of them have the same scenario, field, strategy, weight and seed.
     """
     configs = {
         folder: json.loads((folder / "config.json").read_text())
         for folder in folders
         if (folder / "summary.csv").is_file()
     }
-    weights: dict[tuple[str, str, str], set[float]] = {}
+    weights: dict[tuple[str, str], set[float]] = {}
     for config in configs.values():
-        if (weight := _weight(config)) is not None:
-            weights.setdefault(_kind(config), set()).add(weight)
+        if (weight := weight_of(config)) is not None:
+            weights.setdefault((config["scenario"], config["strategy"]), set()).add(weight)
     runs: dict[tuple, FinishedRun] = {}
     for folder, config in configs.items():
-        name, weight = config["strategy"], _weight(config)
-        if len(weights.get(_kind(config), ())) > 1:
+        scenario, name, weight = config["scenario"], config["strategy"], weight_of(config)
+        several = len(weights.get((scenario, name), ())) > 1
+        if several and weight != default_weights.get(scenario):
             name = f"{name}, weight {weight:g}"
         key = (
-            config["scenario"],
+            scenario,
             list(FIELD_TITLES).index(config["field"]["name"]),
             config["strategy"] != BASELINE,
             config["strategy"],
@@ -54,16 +69,22 @@ def finished_runs(folders: Iterable[Path]) -> list[FinishedRun]:
             config["seed"],
         )
         if key in runs:
-            raise ValueError(f"{folder} and {runs[key].path} are runs of the same; remove one.")
+            raise ReportError(f"{folder} and {runs[key].path} are runs of the same; remove one.")
         runs[key] = FinishedRun(folder, config, name)
     return [run for _, run in sorted(runs.items())]
 
 
-def _kind(config: dict[str, Any]) -> tuple[str, str, str]:
-    return config["scenario"], config["field"]["name"], config["strategy"]
+def of_first_seed(runs: Iterable[FinishedRun], scenario: str) -> list[FinishedRun]:
+    """One run of each field and strategy of a scenario."""
+    first: dict[tuple[str, str], FinishedRun] = {}
+    for run in runs:
+        if run.config["scenario"] == scenario:
+            first.setdefault((run.field, run.strategy), run)
+    return list(first.values())
 
 
-def _weight(config: dict[str, Any]) -> float | None:
+def weight_of(config: Mapping[str, Any]) -> float | None:
+    """The weight of a run's strategy, if it has one."""
     return config.get(config["strategy"], {}).get("weight")
 
 
@@ -104,7 +125,7 @@ def as_frame(
         "scenario": config["scenario"],
         "field": config["field"]["name"],
         "strategy": strategy,
-        "weight": _weight(config),
+        "weight": weight_of(config),
         "seed": config["seed"],
     }
     return frame.assign(**run)[[*run, *frame.columns]].astype({"weight": float})
@@ -116,16 +137,19 @@ KEY = ["scenario", "field", "strategy", "trained_task", "evaluated_task", "metri
 def per_patient(results: pd.DataFrame) -> pd.DataFrame:
     """One row per score and patient: the mean over the patient's images and seeds.
 
-    Columns: KEY, patient, `value`, `failed` (any of its fits did) and `value_without_failed`, the
-    mean over fits that did not. Scores that are NaN are left out of each mean.
+    Columns: KEY, patient, `value`, `worst` of them (0 for one without a score: a diverged fit has
+    nothing to show), `failed` (any of its fits did) and `value_without_failed`, the mean over fits
+    that did not. Scores that are NaN are left out of each mean.
     """
     frame = results.assign(
         value_without_failed=results["value"].where(~results["failed"]),
+        worst=results["value"].fillna(0.0),
     )
     return (
         frame.groupby([*KEY, "patient"], sort=False)
         .agg(
             value=("value", "mean"),
+            worst=("worst", "min"),
             failed=("failed", "any"),
             value_without_failed=("value_without_failed", "mean"),
         )
@@ -138,18 +162,43 @@ class Scores:
 
     def __init__(self, patients: pd.DataFrame):
         self._groups = {
-            key: group.set_index("patient")["value"].dropna()
-            for key, group in patients.groupby(KEY, sort=False)
+            key: group.set_index("patient") for key, group in patients.groupby(KEY, sort=False)
         }
         self.num_tasks = patients.groupby("scenario")["trained_task"].max().to_dict()
         self.present = list(dict.fromkeys(zip(*(patients[c] for c in KEY[:3]), strict=True)))
 
     def get(
-        self, scenario: str, field: str, strategy: str, trained: int, evaluated: int, metric: str
+        self,
+        scenario: str,
+        field: str,
+        strategy: str,
+        trained: int,
+        evaluated: int,
+        metric: str,
+        column: str = "value",
     ) -> pd.Series:
-        """Each patient's score on task `evaluated` after task `trained`; tasks below 1 count from
-        the last, which is 0. Empty where there is none."""
+        """Each patient's score on task `evaluated` after task `trained`; 0 is the last task. Empty
+        where there is none; patients without the score are left out."""
         last = self.num_tasks.get(scenario, 0)
-        trained, evaluated = (t if t > 0 else last + t for t in (trained, evaluated))
-        key = (scenario, field, strategy, trained, evaluated, metric)
-        return self._groups.get(key, pd.Series(dtype=float))
+        key = (scenario, field, strategy, trained or last, evaluated or last, metric)
+        group = self._groups.get(key)
+        return pd.Series(dtype=float) if group is None else group[column].dropna()
+
+
+def scores_of_scan(
+    results: pd.DataFrame, run: FinishedRun, patient: str, image: str, trained: int, evaluated: int
+) -> dict[str, float]:
+    """What one run scored on one scan, by metric."""
+    wanted: dict[str, Any] = {
+        "scenario": run.config["scenario"],
+        "field": run.field,
+        "strategy": run.strategy,
+        "seed": run.config["seed"],
+        "patient": patient,
+        "image": image,
+        "trained_task": trained,
+        "evaluated_task": evaluated,
+    }
+    chosen = np.logical_and.reduce([results[name] == value for name, value in wanted.items()])
+    found = results.loc[chosen]
+    return dict(zip(found["metric"], found["value"], strict=True))

@@ -11,19 +11,18 @@ import numpy as np
 
 from nfcl_jax.coordinates import index_to_coords
 from nfcl_jax.reporting.records import write_file
-from nfcl_jax.runs import Run
-from nfcl_jax.scenarios import Scan
+from nfcl_jax.reporting.results import FinishedRun
+from nfcl_jax.runs import Run, open_run
+from nfcl_jax.scenarios import SCENARIOS, Scan
 
 
 def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) -> None:
-    """Writes the scans of `patients` below `workdir`, where no other patients' are then left."""
+    """Writes the scans of `patients` below `workdir`, where those of other patients are removed."""
     folder = workdir / "shown"
     folder.mkdir(parents=True, exist_ok=True)
-    names = set()
     for scan in scans:
         if scan.patient in patients:
             name = f"{scan.patient}_{scan.image}.npz"
-            names.add(name)
             arrays = {
                 "intensities": scan.intensities,
                 "frame_numbers": scan.frame_numbers,
@@ -36,7 +35,7 @@ def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) ->
             np.savez_compressed(buffer, **arrays)
             write_file(folder / name, buffer.getvalue())
     for path in folder.glob("*.npz"):
-        if path.name not in names:
+        if path.stem.rsplit("_", 1)[0] not in patients:
             path.unlink()
 
 
@@ -59,6 +58,20 @@ def load_shown(workdir: Path) -> list[Scan]:
                 )
             )
     return scans
+
+
+def can_reconstruct(run: FinishedRun, scan: Scan) -> bool:
+    """Whether the run has checkpoints of all tasks with this scan: the same image of the same
+    patient, of the same shape, place and frames."""
+    opened = open_run(run.path)
+    complete = opened.tasks == tuple(range(1, len(SCENARIOS[scan.scenario]()) + 1))
+    return complete and any(
+        (record["patient"], record["image"]) == (scan.patient, scan.image)
+        and tuple(record["shape"]) == scan.shape
+        and tuple(record["frame_numbers"]) == scan.frame_numbers
+        and np.array_equal(record["affine"], scan.affine)
+        for record in opened.scans
+    )
 
 
 def reconstruct(

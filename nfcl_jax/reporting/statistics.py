@@ -1,8 +1,8 @@
 """Numbers over patients, and over the matrix of scores that continual learning leaves.
 
-R[s, e] is a score (the higher the better) on task e after learning task s <= e's successors; tasks
-that have no such score, and s < e, are NaN. All four summaries of R are NaN where they have
-nothing to average.
+R[s, e] is a score (the higher the better) on task e after learning task s, of S tasks. It is NaN
+for s < e and where a task has no such score; all four summaries of R leave those out, and are NaN
+where nothing is left.
 """
 
 from typing import NamedTuple

@@ -126,15 +126,20 @@ def continual_table(patients: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def format_mean(metric: str, mean: float, low: float, high: float) -> str:
-    """Such as "31.2 [30.1, 32.4]" for a PSNR, "0.81 [0.79, 0.83]" for others."""
+def format_mean(metric: str, mean: float, low: float, high: float, std: float = np.nan) -> str:
+    """Such as "31.2 ± 1.4 [30.1, 32.4]" for a PSNR, "0.81 ± 0.02 [0.79, 0.83]" for others; what is
+    NaN is left out."""
     digits = 1 if metric == "psnr" else 2
+    if np.isnan(mean):
+        return "-"
+    deviation = "" if np.isnan(std) else f" ± {std:.{digits}f}"
     interval = "" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return "-" if np.isnan(mean) else f"{mean:.{digits}f}{interval}"
+    return f"{mean:.{digits}f}{deviation}{interval}"
 
 
 def headline_table(scores: pd.DataFrame, scenario: str) -> pd.DataFrame:
-    """What the paper looks at, a row per field and strategy, as strings: mean and interval."""
+    """What the paper looks at, a row per field and strategy, as strings: mean, deviation and
+    interval; where fits failed, a second row has means and deviations without them."""
     chosen = scores[scores["scenario"] == scenario]
     last = chosen["trained_task"].max()
     cells = chosen.set_index(KEY[1:]).sort_index()
@@ -142,14 +147,18 @@ def headline_table(scores: pd.DataFrame, scenario: str) -> pd.DataFrame:
     for field, strategy in dict.fromkeys(zip(chosen["field"], chosen["strategy"], strict=True)):
         own = cells.loc[field, strategy]
         row = {"field": FIELD_TITLES[field], "strategy": strategy}
+        without = row | {"strategy": f"{strategy}, without failed"}
         for title, trained, evaluated, metrics in HEADLINES[scenario]:
             for metric in metrics:
                 found = own.loc[trained or last, evaluated or last, metric]
-                row[f"{title}, {METRIC_TITLES[metric]}"] = format_mean(
-                    metric, found["mean"], found["low"], found["high"]
+                name = f"{title}, {METRIC_TITLES[metric]}"
+                row[name] = format_mean(
+                    metric, found["mean"], found["low"], found["high"], found["std"]
                 )
+                rest = (found["mean_without_failed"], np.nan, np.nan, found["std_without_failed"])
+                without[name] = format_mean(metric, *rest)
         row["failed"] = f"{own['failed'].max()} of {own['patients'].max()}"
-        rows.append(row)
+        rows += [row, without | {"failed": ""}] if own["failed"].any() else [row]
     return pd.DataFrame(rows)
 
 

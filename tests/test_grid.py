@@ -6,7 +6,7 @@ from rich.console import Console
 from configs import paper as paper_config
 from configs import quickstart, sweep
 from configs.base import FIELDS, STRATEGIES, ConfigError
-from experiments import paper
+from experiments import grid
 from nfcl_jax.scenarios import SCENARIOS
 
 QUIET = Console(quiet=True)
@@ -22,10 +22,10 @@ def small(root, **changes):
 
 
 def test_the_papers_cells_are_the_configs_of_ordinary_runs(tmp_path):
-    cells = paper.make_cells(paper_config.get_config(), tmp_path)
+    cells = grid.make_cells(paper_config.get_config(), tmp_path)
     assert len(cells) == len(SCENARIOS) * len(FIELDS) * len(STRATEGIES)
     for cell in cells:
-        get_config = paper.GET_CONFIG[cell.config.scenario]
+        get_config = grid.GET_CONFIG[cell.config.scenario]
         expected = get_config(f"{cell.config.field.name},{cell.config.strategy}")
         expected.data.root = str(tmp_path / "phantom")
         assert cell.config.to_dict() == expected.to_dict()
@@ -38,12 +38,13 @@ def test_the_papers_cells_are_the_configs_of_ordinary_runs(tmp_path):
 def test_a_sweep_has_a_cell_for_every_weight_and_one_for_fine_tuning(tmp_path):
     config = sweep.get_config()
     config.fields, config.scenarios, config.seeds = "diner", "signal_expansion", "0, 7"
-    cells = paper.make_cells(config, tmp_path)
+    cells = grid.make_cells(config, tmp_path)
     assert [cell.name for cell in cells[:3]] == [
         "signal_expansion-diner-finetune-seed0",
         "signal_expansion-diner-distillation_weight0.1-seed0",
         "signal_expansion-diner-distillation_weight1-seed0",
     ]
+    assert "signal_expansion-diner-distillation-seed0" in [cell.name for cell in cells]
     assert len(cells) == 2 * (1 + 5)
     weights = [c.config.distillation.weight for c in cells if c.config.strategy != "finetune"]
     assert weights == 2 * [0.1, 1.0, 10.0, 100.0, 1000.0]
@@ -52,7 +53,7 @@ def test_a_sweep_has_a_cell_for_every_weight_and_one_for_fine_tuning(tmp_path):
 def test_cells_can_be_chosen(tmp_path):
     config = quickstart.get_config()
     config.cells = "domain_expansion-siren-*, *-diner-distillation-seed0"
-    names = [cell.name for cell in paper.make_cells(config, tmp_path)]
+    names = [cell.name for cell in grid.make_cells(config, tmp_path)]
     assert names == [
         "domain_expansion-siren-finetune-seed0",
         "domain_expansion-siren-distillation-seed0",
@@ -77,21 +78,21 @@ def test_cells_can_be_chosen(tmp_path):
 def test_a_wrong_word_is_named_before_anything_is_fitted(
     phantom_root, tmp_path, monkeypatch, name, wrong, message
 ):
-    monkeypatch.setattr(paper, "run_cells", None)
+    monkeypatch.setattr(grid, "run_cells", None)
     with pytest.raises(ConfigError, match=message.replace("*", r"\*")):
-        paper.paper(small(phantom_root, **{name: wrong}), tmp_path, QUIET)
+        grid.run_grid(small(phantom_root, **{name: wrong}), tmp_path, QUIET)
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(phantom_root, tmp_path, monkeypatch, capsys):
-    run = paper.run
+    run = grid.run
 
     def run_but_one(config, *arguments):
         if config.strategy == "finetune":
             raise RuntimeError("out of luck")
         return run(config, *arguments)
 
-    monkeypatch.setattr(paper, "run", run_but_one)
-    assert not paper.paper(small(phantom_root), tmp_path, Console())
+    monkeypatch.setattr(grid, "run", run_but_one)
+    assert not grid.run_grid(small(phantom_root), tmp_path, Console())
     failed, done = (f"domain_expansion-siren-{s}-seed0" for s in ("finetune", "distillation"))
     assert (tmp_path / "cells" / done / "summary.csv").exists()
     printed = " ".join(capsys.readouterr().out.split())
@@ -100,12 +101,17 @@ def test_a_cell_that_fails_does_not_stop_the_others(phantom_root, tmp_path, monk
     assert (tmp_path / "report.html").exists()
 
     # The second time the cell that failed is done, and the one that is done is not.
-    monkeypatch.setattr(paper, "run", run)
+    monkeypatch.setattr(grid, "run", run)
     before = (tmp_path / "cells" / done / "checkpoints/task_4").stat().st_mtime_ns
-    assert paper.paper(small(phantom_root), tmp_path, QUIET)
+    assert grid.run_grid(small(phantom_root), tmp_path, QUIET)
     assert (tmp_path / "cells" / done / "checkpoints/task_4").stat().st_mtime_ns == before
 
+    # Other scans are shown, those of the other scenario stay.
+    grid.run_grid(small(phantom_root, scenarios="signal_expansion", num_steps=1), tmp_path, QUIET)
+    shown = {path.name for path in (tmp_path / "shown").iterdir()}
+    assert shown == {f"patient001_{image}.npz" for image in ("cine", "ED", "ES")}
+
     # With other settings the whole folder is refused, not only its finished cells.
-    monkeypatch.setattr(paper, "run_cells", None)
+    monkeypatch.setattr(grid, "run_cells", None)
     with pytest.raises(ConfigError, match=r"config\.num_steps = 2 instead of 3"):
-        paper.paper(small(phantom_root, num_steps=3), tmp_path, QUIET)
+        grid.run_grid(small(phantom_root, num_steps=3), tmp_path, QUIET)
