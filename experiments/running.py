@@ -189,7 +189,6 @@ def describe_scans(scans: list[Scan], tasks: tuple[Task, ...], config: ConfigDic
     records = []
     for scan in scans:
         field = create_field(config.field.to_dict(), num_channels(tasks), scan.intensities.size)
-        init = functools.partial(init_params, field, axes=len(scan.shape))
         records.append(
             {
                 "patient": scan.patient,
@@ -198,10 +197,16 @@ def describe_scans(scans: list[Scan], tasks: tuple[Task, ...], config: ConfigDic
                 "frame_numbers": scan.frame_numbers,
                 "spacing": scan.spacing,
                 "affine": scan.affine.tolist(),
-                "parameters": num_parameters(jax.eval_shape(init, jax.random.key(0))),
+                "parameters": _count_parameters(field, len(scan.shape)),
             }
         )
     return records
+
+
+@functools.lru_cache
+def _count_parameters(field, axes: int) -> int:
+    init = functools.partial(init_params, field, axes=axes)
+    return num_parameters(jax.eval_shape(init, jax.random.key(0)))
 
 
 def _log_start(scan_records: list[dict]) -> None:

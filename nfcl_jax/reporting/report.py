@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nfcl_jax.evaluation import FOREGROUND
 from nfcl_jax.reporting import figures, page, tables
+from nfcl_jax.reporting.cautions import cautions
 from nfcl_jax.reporting.claims import judge
 from nfcl_jax.reporting.figures import Panel
-from nfcl_jax.reporting.records import METRIC_TITLES, write_file
+from nfcl_jax.reporting.records import write_file
 from nfcl_jax.reporting.results import (
     BASELINE,
     FIELD_TITLES,
@@ -28,16 +28,10 @@ from nfcl_jax.reporting.results import (
     weight_of,
 )
 from nfcl_jax.reporting.shown import can_reconstruct, load_shown, reconstruct
-from nfcl_jax.reporting.weights import HARM_LIMIT, weight_table
+from nfcl_jax.reporting.weights import weight_table
 from nfcl_jax.runs import open_run
 from nfcl_jax.scenarios import SCENARIOS, Scan
 
-TITLES = {
-    "domain_expansion": "Domain expansion: four frames, one after the other",
-    "signal_expansion": "Signal expansion: an image, then its mask",
-}
-PAPER_STEPS = 500  # per task
-FEW_PATIENTS = 6  # fewer cannot reach p < 0.05 in a two-sided signed-rank test
 FIGURES = ("first_against_last", "image_and_mask", "weights", "reconstructions_*", "task_matrix")
 
 
@@ -97,7 +91,7 @@ def write_report(
     long[whole] = long[whole].astype("Int64")  # the tables that lack them made them floats
     write_file(workdir / "tables.csv", long.to_csv(index=False))
     write_file(workdir / "claims.json", json.dumps(claims, indent=2))
-    readable = _readable_tables(score_table, paired, continual, weights)
+    readable = tables.readable_tables(score_table, paired, continual, weights)
     write_file(workdir / "tables.md", _markdown(readable, claims, unfinished))
     drawn = _figures(runs, results, scores, [s for s in scans if s.patient == patient])
     pictures = _write_figures(workdir / "figures", drawn)
@@ -106,7 +100,7 @@ def write_report(
         num_patients=results["patient"].nunique(),
         num_runs=len(runs),
         settings_line=_settings_line(runs),
-        warnings=_warnings(runs, results, unfinished),
+        warnings=cautions(runs, results, unfinished),
         claims=claims,
         number=_number,
         figures=pictures,
@@ -131,167 +125,6 @@ def _settings_line(runs: Sequence[FinishedRun]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _warnings(
-    runs: Sequence[FinishedRun], results: pd.DataFrame, unfinished: Sequence[str]
-) -> list[str]:
-    """What a reader must know before believing the numbers."""
-    found = []
-    steps = min(run.config["num_steps"] for run in runs)
-    if steps < PAPER_STEPS:
-        found.append(
-            f"Cut down: {steps} steps per task instead of the paper's {PAPER_STEPS}. The verdicts "
-            "are on fields that have not learned their tasks to the end."
-        )
-    if unfinished:
-        found.append(f"Not finished, and not in this report: {', '.join(unfinished)}.")
-    everyone = set(results["patient"])
-    keys = ["scenario", "field", "strategy", "seed"]
-    for key, group in results.groupby(keys, sort=False):
-        missing = sorted(everyone - set(group["patient"]))
-        if missing:
-            found.append(f"{', '.join(map(str, key))}: without {', '.join(missing)}.")
-    patients = len(everyone)
-    if patients < FEW_PATIENTS:
-        found.append(
-            f"Few patients: {patients}. Intervals over so few are too narrow, and p cannot be "
-            f"below {2.0 ** (1 - patients):g}."
-        )
-    seeds = results.groupby(["scenario", "field", "strategy"])["seed"].agg(lambda s: tuple(set(s)))
-    if seeds.nunique() > 1:
-        found.append("Not every field and strategy has the same seeds.")
-    found += _differing_settings(runs)
-    failed = results[results["failed"]]
-    for key, group in failed.groupby(keys, sort=False):
-        names = sorted(set(group["patient"] + "/" + group["image"]))
-        found.append(
-            f"Collapsed or diverged: {', '.join(map(str, key))}: {', '.join(names)}. What diverged "
-            "has no score; what collapsed counts in the means, and the tables have rows without."
-        )
-    return found
-
-
-def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
-    """Settings that ought to be the same in all runs, and scans that are not the same scan."""
-    found = []
-    for name in ("num_steps", "batch_size", "huber_delta", "data"):
-        values = dict.fromkeys(json.dumps(run.config.get(name)) for run in runs)
-        if len(values) > 1:
-            found.append(f"Runs differ in {name}: {', '.join(values)}.")
-    for field in FIELD_TITLES:
-        own = [run.config for run in runs if run.field == field]
-        for name in ("learning_rate", "field"):
-            if len({json.dumps(config.get(name), sort_keys=True) for config in own}) > 1:
-                found.append(f"Runs of {FIELD_TITLES[field]} differ in {name}.")
-    scans: dict[str, set[str]] = {}
-    for run in runs:
-        for record in json.loads((run.path / "patients.json").read_text()):
-            same = {k: record[k] for k in ("shape", "frame_numbers", "spacing", "affine")}
-            name = f"{record['patient']}/{record['image']}"
-            scans.setdefault(name, set()).add(json.dumps(same))
-    different = sorted(name for name, records in scans.items() if len(records) > 1)
-    if different:
-        found.append(f"Runs were made on different scans of {', '.join(different)}.")
-    return found
-
-
-def _readable_tables(score_table, paired, continual, weights) -> list[dict[str, Any]]:
-    found = []
-    for scenario, title in TITLES.items():
-        if (score_table["scenario"] == scenario).any():
-            frame = tables.headline_table(score_table, scenario)
-            note = "Mean ± standard deviation over patients [95% interval of the mean]; failed: "
-            note += "patients with a collapsed or diverged fit."
-            found.append({"title": title, "note": note, "frame": frame})
-    if len(paired):
-        found.append(
-            {
-                "title": "Against fine-tuning, at the end, paired by patient",
-                "note": "Difference [95% interval]; p of Wilcoxon's signed-rank test; effect: "
-                "rank-biserial correlation, 1 where every patient gains.",
-                "frame": _readable_paired(paired),
-            }
-        )
-    found.append(
-        {
-            "title": "Continual learning over all tasks",
-            "note": "Forgetting: best score so far less the last one. Backward transfer: last "
-            "score less that when learned. Both and stability (the last score) are means over the "
-            "earlier tasks; plasticity, the score when learned, over all.",
-            "frame": _readable_continual(continual),
-        }
-    )
-    if len(weights):
-        limits = " or ".join(f"{limit} ({METRIC_TITLES[m]})" for m, limit in HARM_LIMIT.items())
-        found.append(
-            {
-                "title": "The weight of distillation",
-                "note": "Chosen: the highest PSNR of the first frame or image at the end, in the "
-                "mean over fields, among the weights at which no field learns the last task worse "
-                f"than fine-tuned by more than {limits}.",
-                "frame": _readable_weights(weights),
-            }
-        )
-    return found
-
-
-def _readable_weights(weights: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "scenario": row.scenario.replace("_", " "),
-                "weight": f"{row.weight:g}",
-                "first frame or image: PSNR, dB": f"{row.first:.1f}",
-                "most harmed on the last task": FIELD_TITLES[row.harmed],
-                "by": f"{row.harm:.2f} ({METRIC_TITLES[row.metric]})",
-                "chosen": "chosen" if row.chosen else "",
-            }
-            for row in weights.itertuples()
-        ]
-    )
-
-
-def _readable_paired(paired: pd.DataFrame) -> pd.DataFrame:
-    tasks = {name: make() for name, make in SCENARIOS.items()}
-    shown = paired[~paired["metric"].isin(FOREGROUND)]
-    return pd.DataFrame(
-        [
-            {
-                "field": FIELD_TITLES[row.field],
-                "strategy": row.strategy,
-                "score": f"{tasks[row.scenario][row.evaluated_task - 1].name}: "
-                f"{METRIC_TITLES[row.metric]}",
-                "difference": tables.format_mean(row.metric, row.difference, row.low, row.high),
-                "p": "-" if np.isnan(row.p) else f"{row.p:.2g}",
-                "effect": "-" if np.isnan(row.effect) else f"{row.effect:.2f}",
-                "patients": str(row.patients),
-            }
-            for row in shown.itertuples()
-        ]
-    )
-
-
-def _readable_continual(continual: pd.DataFrame) -> pd.DataFrame:
-    rows: dict[tuple, dict[str, str]] = {}
-    for row in continual.itertuples():
-        if row.metric in FOREGROUND:
-            continue
-        key = (row.scenario, row.field, row.strategy, row.metric)
-        cells = rows.setdefault(
-            key,
-            {
-                "scenario": row.scenario.replace("_", " "),
-                "field": FIELD_TITLES[row.field],
-                "strategy": row.strategy,
-                "score": METRIC_TITLES[row.metric],
-            }
-            | dict.fromkeys(tables.SUMMARY_TITLES.values(), "-"),
-        )
-        cells[tables.SUMMARY_TITLES[row.summary]] = tables.format_mean(
-            row.metric, row.mean, row.low, row.high
-        )
-    return pd.DataFrame(rows.values())
 
 
 def _markdown(readable, claims, unfinished) -> str:

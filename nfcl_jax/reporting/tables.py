@@ -1,12 +1,21 @@
 """The tables of a report, as data frames, CSV and Markdown."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
+from nfcl_jax.evaluation import FOREGROUND
 from nfcl_jax.reporting.records import METRIC_TITLES
 from nfcl_jax.reporting.results import BASELINE, FIELD_TITLES, KEY, Scores
 from nfcl_jax.reporting.statistics import SUMMARIES, bootstrap_interval, paired_test
+from nfcl_jax.reporting.weights import HARM_LIMIT
+from nfcl_jax.scenarios import SCENARIOS
 
+TITLES = {
+    "domain_expansion": "Domain expansion: four frames, one after the other",
+    "signal_expansion": "Signal expansion: an image, then its mask",
+}
 # Of each scenario: title, learned task and scored task (0 is the last), metrics.
 HEADLINES = {
     "domain_expansion": [
@@ -160,6 +169,105 @@ def headline_table(scores: pd.DataFrame, scenario: str) -> pd.DataFrame:
         row["failed"] = f"{own['failed'].max()} of {own['patients'].max()}"
         rows += [row, without | {"failed": ""}] if own["failed"].any() else [row]
     return pd.DataFrame(rows)
+
+
+def readable_tables(
+    scores: pd.DataFrame, paired: pd.DataFrame, continual: pd.DataFrame, weights: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """The tables for people: for each its title, a note on it, and a data frame of strings."""
+    found = []
+    for scenario, title in TITLES.items():
+        if (scores["scenario"] == scenario).any():
+            frame = headline_table(scores, scenario)
+            note = "Mean ± standard deviation over patients [95% interval of the mean]; failed: "
+            note += "patients with a collapsed or diverged fit."
+            found.append({"title": title, "note": note, "frame": frame})
+    if len(paired):
+        found.append(
+            {
+                "title": "Against fine-tuning, at the end, paired by patient",
+                "note": "Difference [95% interval]; p of Wilcoxon's signed-rank test; effect: "
+                "rank-biserial correlation, 1 where every patient gains.",
+                "frame": _readable_paired(paired),
+            }
+        )
+    found.append(
+        {
+            "title": "Continual learning over all tasks",
+            "note": "Forgetting: best score so far less the last one. Backward transfer: last "
+            "score less that when learned. Both and stability (the last score) are means over the "
+            "earlier tasks; plasticity, the score when learned, over all.",
+            "frame": _readable_continual(continual),
+        }
+    )
+    if len(weights):
+        limits = " or ".join(f"{limit} ({METRIC_TITLES[m]})" for m, limit in HARM_LIMIT.items())
+        found.append(
+            {
+                "title": "The weight of distillation",
+                "note": "Chosen: the highest PSNR of the first frame or image at the end, in the "
+                "mean over fields, among the weights at which no field learns the last task worse "
+                f"than fine-tuned by more than {limits}.",
+                "frame": _readable_weights(weights),
+            }
+        )
+    return found
+
+
+def _readable_weights(weights: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "scenario": row.scenario.replace("_", " "),
+                "weight": f"{row.weight:g}",
+                "first frame or image: PSNR, dB": f"{row.first:.1f}",
+                "most harmed on the last task": FIELD_TITLES[row.harmed],
+                "by": f"{row.harm:.2f} ({METRIC_TITLES[row.metric]})",
+                "chosen": "chosen" if row.chosen else "",
+            }
+            for row in weights.itertuples()
+        ]
+    )
+
+
+def _readable_paired(paired: pd.DataFrame) -> pd.DataFrame:
+    tasks = {name: make() for name, make in SCENARIOS.items()}
+    shown = paired[~paired["metric"].isin(FOREGROUND)]
+    return pd.DataFrame(
+        [
+            {
+                "field": FIELD_TITLES[row.field],
+                "strategy": row.strategy,
+                "score": f"{tasks[row.scenario][row.evaluated_task - 1].name}: "
+                f"{METRIC_TITLES[row.metric]}",
+                "difference": format_mean(row.metric, row.difference, row.low, row.high),
+                "p": "-" if np.isnan(row.p) else f"{row.p:.2g}",
+                "effect": "-" if np.isnan(row.effect) else f"{row.effect:.2f}",
+                "patients": str(row.patients),
+            }
+            for row in shown.itertuples()
+        ]
+    )
+
+
+def _readable_continual(continual: pd.DataFrame) -> pd.DataFrame:
+    rows: dict[tuple, dict[str, str]] = {}
+    for row in continual.itertuples():
+        if row.metric in FOREGROUND:
+            continue
+        key = (row.scenario, row.field, row.strategy, row.metric)
+        cells = rows.setdefault(
+            key,
+            {
+                "scenario": row.scenario.replace("_", " "),
+                "field": FIELD_TITLES[row.field],
+                "strategy": row.strategy,
+                "score": METRIC_TITLES[row.metric],
+            }
+            | dict.fromkeys(SUMMARY_TITLES.values(), "-"),
+        )
+        cells[SUMMARY_TITLES[row.summary]] = format_mean(row.metric, row.mean, row.low, row.high)
+    return pd.DataFrame(rows.values())
 
 
 def markdown(frame: pd.DataFrame) -> str:
