@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from experiments.running import log
 from nfcl_jax import continual
@@ -34,17 +34,17 @@ class ProgressBar:
 
     def __init__(self, console: Console, total: int):
         self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
-            TextColumn("{task.fields[detail]}"),
             TimeElapsedColumn(),
+            BarColumn(bar_width=10),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1)),
             console=console,
             transient=True,
+            expand=True,
             speed_estimate_period=1800.0,
         )
-        self.id = self.bar.add_task("", total=total, detail="compiling")
+        self.id = self.bar.add_task("compiling", total=total)
         self.completed = 0
 
     def __enter__(self):
@@ -58,7 +58,7 @@ class ProgressBar:
     def of_run(self, title: str, work: list[int], num_steps: int):
         """Gives what `run` takes as `on_progress`; afterwards all the run's `work` counts as done,
         however it ended."""
-        self.bar.update(self.id, description=title, detail="compiling")
+        self.bar.update(self.id, description=f"{title} compiling".strip())
 
         def on_progress(progress: continual.Progress) -> None:
             steps = (progress.batch - 1) * num_steps + progress.step
@@ -69,9 +69,9 @@ class ProgressBar:
                 completed=self.completed
                 + sum(work[: progress.task - 1])
                 + share * work[progress.task - 1],
-                detail=f"task {progress.task}/{len(work)} "
-                f"{first}{f' and {len(others)} more' if others else ''} "
-                f"step {progress.step}/{num_steps} loss {progress.loss:.2e}",
+                description=f"{title} task {progress.task}/{len(work)} {first}"
+                f"{f' and {len(others)} more' if others else ''} "
+                f"step {progress.step}/{num_steps} loss {progress.loss:.1e}".strip(),
             )
 
         try:
