@@ -142,48 +142,51 @@ def task_matrix(scores: Scores) -> Figure:
 
 
 def weight_sweep(scores: Scores, weights: Mapping[tuple[str, str], float]) -> Figure:
-    """Stability over plasticity, a curve per field through the weights of distillation.
+    """Stability over plasticity, per field a curve through the weights of distillation; every
+    panel has its own axes.
 
     Args:
       scores: with several strategies, one for each weight.
       weights: of each scenario and strategy; those without one are drawn open, alone.
     """
-    scenarios = list(dict.fromkeys(scenario for scenario, _ in weights))
-    labels = {
+    titles = {
         "domain_expansion": ("last frame, PSNR in dB", "first frame, PSNR in dB"),
         "signal_expansion": ("mask, DSC", "image, PSNR in dB"),
     }
+    scenarios = [scenario for scenario in titles if any(scenario == s for s, _ in weights)]
+    pairs = {s: _pairs(scores, s, all_strategies=True) for s in scenarios}
+    drawn = [pair for found in pairs.values() for pair in found]
+    fields = [field for field in FIELD_TITLES if any(field == f for f, _ in drawn)]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.4 * len(scenarios), 4.4), layout="constrained")
-        drawn = []
-        panels = figure.subplots(1, len(scenarios), squeeze=False)[0]
-        for axes, scenario in zip(panels, scenarios, strict=True):
-            metric, (x_title, y_title) = LAST_TASK_METRIC[scenario], labels[scenario]
-            pairs = _pairs(scores, scenario, all_strategies=True)
-            drawn += pairs
-            curves: dict[str, list] = {}
-            for field, strategy in pairs:
-                plastic = scores.get(scenario, field, strategy, 0, 0, metric).mean()
-                stable = scores.get(scenario, field, strategy, 0, 1, "psnr").mean()
+        figure = Figure(
+            figsize=(2.1 * len(fields) + 0.6, 2.5 * len(scenarios) + 0.6), layout="constrained"
+        )
+        grid = figure.subplots(len(scenarios), len(fields), squeeze=False)
+        for (i, j), axes in np.ndenumerate(grid):
+            scenario, field = scenarios[i], fields[j]
+            points = []
+            for strategy in [s for f, s in pairs[scenario] if f == field]:
+                metric = LAST_TASK_METRIC[scenario]
+                x = scores.get(scenario, field, strategy, 0, 0, metric).mean()
+                y = scores.get(scenario, field, strategy, 0, 1, "psnr").mean()
                 if (scenario, strategy) in weights:
-                    weight = weights[scenario, strategy]
-                    curves.setdefault(field, []).append((weight, plastic, stable))
+                    points.append((weights[scenario, strategy], x, y))
                 else:
-                    axes.plot(plastic, stable, **_marker(field, filled=False), markersize=7)
-            for field, points in curves.items():
-                order, xs, ys = zip(*sorted(points), strict=True)
-                axes.plot(xs, ys, color=COLOURS[field], linewidth=1, alpha=0.6)
-                axes.plot(xs, ys, **_marker(field, filled=True), markersize=5)
-                for weight, x, y in zip(order, xs, ys, strict=True):
-                    axes.annotate(
-                        f"{weight:g}",
-                        (x, y),
-                        xytext=(4, 4),
-                        textcoords="offset points",
-                        fontsize=7,
-                        color=COLOURS[field],
-                    )
-            axes.set(xlabel=x_title, ylabel=y_title, title=scenario.replace("_", " "))
+                    axes.plot(x, y, **_marker(field, filled=False), markersize=6)
+            order, xs, ys = np.array(sorted(points)).reshape(-1, 3).T
+            axes.plot(xs, ys, color=COLOURS[field], linewidth=1, alpha=0.6)
+            axes.plot(xs, ys, **_marker(field, filled=True), markersize=4)
+            for weight, x, y in zip(order, xs, ys, strict=True):
+                axes.annotate(
+                    f"{weight:g}", (x, y), xytext=(-5, -2), textcoords="offset points", fontsize=7,
+                    ha="right", color="#333333",
+                )  # fmt: skip
+            if i == 0:
+                axes.set_title(FIELD_TITLES[field], fontsize=10)
+            axes.set_xlabel(titles[scenario][0])
+            if j == 0:
+                axes.set_ylabel(titles[scenario][1])
+            axes.margins(x=0.3, y=0.1)
         _legend(figure, drawn)
     return figure
 

@@ -92,7 +92,8 @@ def write_report(
     write_file(workdir / "tables.csv", long.to_csv(index=False))
     write_file(workdir / "claims.json", json.dumps(claims, indent=2))
     readable = tables.readable_tables(score_table, paired, continual, weights)
-    write_file(workdir / "tables.md", _markdown(readable, claims, unfinished))
+    notes = cautions(runs, results, unfinished)
+    write_file(workdir / "tables.md", _markdown(readable, claims, notes))
     drawn = _figures(runs, results, scores, [s for s in scans if s.patient == patient])
     pictures = _write_figures(workdir / "figures", drawn)
     html = page.render_page(
@@ -100,7 +101,7 @@ def write_report(
         num_patients=results["patient"].nunique(),
         num_runs=len(runs),
         settings_line=_settings_line(runs),
-        warnings=cautions(runs, results, unfinished),
+        cautions=notes,
         claims=claims,
         number=_number,
         figures=pictures,
@@ -127,14 +128,12 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _markdown(readable, claims, unfinished) -> str:
+def _markdown(readable, claims, notes: Sequence[str]) -> str:
     verdicts = pd.DataFrame(
         [[c["id"], c["claim"], c["verdict"], c["patients"]] for c in claims],
         columns=["", "claim", "verdict", "patients"],
     )
-    parts = ["# Results", "## Claims", tables.markdown(verdicts)]
-    if unfinished:
-        parts.append("Not finished, and left out: " + ", ".join(unfinished))
+    parts = ["# Results", *notes, "## Claims", tables.markdown(verdicts)]
     for table in readable:
         parts += [f"## {table['title']}", table["note"], tables.markdown(table["frame"])]
     return "\n\n".join(parts) + "\n"
