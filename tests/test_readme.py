@@ -88,9 +88,20 @@ def test_the_code_opens_the_first_run(first_run, folder):
     assert 0 <= float(done.stdout.strip(" []\n")) <= 1
 
 
-def test_every_link_into_the_repository_leads_somewhere():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("http") or (REPOSITORY / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md"])
+def test_every_link_into_the_repository_leads_somewhere(page):
+    path = REPOSITORY / page
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+def test_the_scores_of_the_reproduction_are_those_of_its_tables():
+    """Every number with a decimal point stands in a table that the program wrote."""
+    docs = REPOSITORY / "docs"
+    tables = "".join(path.read_text() for path in (docs / "reproduction").glob("*.md"))
+    scores = re.findall(r"\b\d+\.\d+\b", (docs / "reproduction.md").read_text())
+    known = set(re.findall(r"\b\d+\.\d+\b", tables))
+    assert len(scores) > 10 and set(scores) <= known, set(scores) - known
 
 
 def test_every_config_field_of_the_decisions_exists():
