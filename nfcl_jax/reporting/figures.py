@@ -40,7 +40,7 @@ STYLE = {
 def first_against_last(scores: Scores) -> Figure:
     """Domain expansion, after the last task: the first frame's PSNR and SSIM over the last's."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+        figure = Figure(figsize=(7.6, 4.1), layout="constrained")
         for axes, metric in zip(figure.subplots(1, 2), ("psnr", "ssim"), strict=True):
             ends = []
             for field, strategy in _pairs(scores, "domain_expansion"):
