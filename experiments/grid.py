@@ -11,8 +11,14 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from configs import domain_expansion, signal_expansion
-from configs.base import DEFAULT_WEIGHTS, FIELDS, STRATEGIES, ConfigError, check_config
+from configs.base import (
+    DEFAULT_WEIGHTS,
+    FIELDS,
+    STRATEGIES,
+    ConfigError,
+    check_config,
+    make_config,
+)
 from experiments.running import (
     describe_scans,
     log,
@@ -29,10 +35,6 @@ from nfcl_jax.reporting.shown import save_shown
 from nfcl_jax.scenarios import SCENARIOS, Scan
 
 NUM_SHOWN = 3  # patients in the report's viewer, unless config.show names them
-GET_CONFIG = {
-    "domain_expansion": domain_expansion.get_config,
-    "signal_expansion": signal_expansion.get_config,
-}
 
 
 class Cell(NamedTuple):
@@ -125,7 +127,7 @@ def make_cells(config: ConfigDict, workdir: Path) -> list[Cell]:
     for scenario, field, seed in itertools.product(words["scenarios"], words["fields"], seeds):
         twin = None
         for strategy, weight in itertools.product(words["strategies"], weights):
-            cell = GET_CONFIG[scenario](f"{field},{strategy}")
+            cell = make_config(scenario, f"{field},{strategy}")
             constants = cell.get(strategy, {})
             name = f"{scenario}-{field}-{strategy}-seed{seed}"
             if weight is not None and weight != constants.get("weight", weights[0]):

@@ -3,12 +3,16 @@
 import pytest
 from rich.console import Console
 
+from configs import domain_expansion, quickstart, signal_expansion, sweep
 from configs import paper as paper_config
-from configs import quickstart, sweep
 from configs.base import FIELDS, STRATEGIES, ConfigError
 from experiments import grid
 from nfcl_jax.scenarios import SCENARIOS
 
+GET_CONFIG = {
+    "domain_expansion": domain_expansion.get_config,
+    "signal_expansion": signal_expansion.get_config,
+}
 QUIET = Console(quiet=True)
 
 
@@ -25,8 +29,9 @@ def test_the_papers_cells_are_the_configs_of_ordinary_runs(tmp_path):
     cells = grid.make_cells(paper_config.get_config(), tmp_path)
     assert len(cells) == len(SCENARIOS) * len(FIELDS) * len(STRATEGIES)
     for cell in cells:
-        get_config = grid.GET_CONFIG[cell.config.scenario]
-        expected = get_config(f"{cell.config.field.name},{cell.config.strategy}")
+        expected = GET_CONFIG[cell.config.scenario](
+            f"{cell.config.field.name},{cell.config.strategy}"
+        )
         expected.data.root = str(tmp_path / "phantom")
         assert cell.config.to_dict() == expected.to_dict()
         if cell.config.strategy == "finetune":

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from nfcl_jax.reporting.results import FIELD_TITLES, Scores
+from nfcl_jax.reporting.results import BASELINE, DISTILLATION, FIELD_TITLES, Scores
 from nfcl_jax.reporting.statistics import bootstrap_interval
 
 SUBSTANTIAL = 3.0  # dB of PSNR: twice or half the mean squared error
@@ -65,14 +65,20 @@ def last_at_end(scores, scenario, field, strategy, metric="psnr"):
 
 def gap(scores, field, metric):
     """What the first frame is behind the last, fine-tuned, at the end."""
-    last = last_at_end(scores, DOMAIN, field, "finetune", metric)
-    return last - first_at_end(scores, DOMAIN, field, "finetune", metric)
+    last = last_at_end(scores, DOMAIN, field, BASELINE, metric)
+    return last - first_at_end(scores, DOMAIN, field, BASELINE, metric)
+
+
+def lost(scores, scenario, field, metric="psnr"):
+    """What the first frame, or the image, has lost since it was learned, fine-tuned."""
+    learned = first_when_learned(scores, scenario, field, BASELINE, metric)
+    return learned - first_at_end(scores, scenario, field, BASELINE, metric)
 
 
 def gain(scores, scenario, field, metric="psnr"):
     """What distillation adds on the first frame, or the image, at the end."""
-    kept = first_at_end(scores, scenario, field, "distillation", metric)
-    return kept - first_at_end(scores, scenario, field, "finetune", metric)
+    kept = first_at_end(scores, scenario, field, DISTILLATION, metric)
+    return kept - first_at_end(scores, scenario, field, BASELINE, metric)
 
 
 def above(text: str, values: pd.Series, limit: float) -> Inequality:
@@ -81,6 +87,12 @@ def above(text: str, values: pd.Series, limit: float) -> Inequality:
 
 def below(text: str, values: pd.Series, limit: float) -> Inequality:
     return Inequality(text, values, "<", limit)
+
+
+def diner_above_all(what: str, score: Callable[[str], pd.Series]) -> Iterable[Inequality]:
+    """DINER has more than every other field; `score` is that of a field."""
+    for f in FIELDS[:-1]:
+        yield above(f"diner - {f}: {what}", score("diner") - score(f), 0.0)
 
 
 def c1(scores):
@@ -94,13 +106,10 @@ def c1(scores):
 
 
 def c2(scores):
-    def lost(metric):
-        learned = first_when_learned(scores, DOMAIN, "diner", "finetune", metric)
-        return learned - first_at_end(scores, DOMAIN, "diner", "finetune", metric)
-
-    yield above("diner: PSNR lost on the first frame", lost("psnr"), SUBSTANTIAL)
-    yield below("diner: SSIM lost on the first frame", lost("ssim"), KEPT_SSIM)
-    kept = first_at_end(scores, DOMAIN, "diner", "finetune", "ssim")
+    psnr, ssim = (lost(scores, DOMAIN, "diner", metric) for metric in ("psnr", "ssim"))
+    yield above("diner: PSNR lost on the first frame", psnr, SUBSTANTIAL)
+    yield below("diner: SSIM lost on the first frame", ssim, KEPT_SSIM)
+    kept = first_at_end(scores, DOMAIN, "diner", BASELINE, "ssim")
     yield above("diner: SSIM of the first frame", kept, HIGH_SSIM)
 
 
@@ -110,50 +119,49 @@ def c3(scores):
             name = metric.upper()
             gained = gain(scores, DOMAIN, f, metric)
             yield above(f"{f}: {name} gained on the first frame", gained, 0.0)
-            distilled = last_at_end(scores, DOMAIN, f, "distillation", metric)
-            harm = last_at_end(scores, DOMAIN, f, "finetune", metric) - distilled
+            distilled = last_at_end(scores, DOMAIN, f, DISTILLATION, metric)
+            harm = last_at_end(scores, DOMAIN, f, BASELINE, metric) - distilled
             yield below(f"{f}: {name} lost on the last frame", harm, slack)
 
 
 def c4(scores):
-    pairs = [("diner", f) for f in FIELDS[:-1]] + [(f, "pe_relu") for f in ("siren", "finer")]
-    for f, g in pairs:
-        more = gain(scores, DOMAIN, f) - gain(scores, DOMAIN, g)
-        yield above(f"{f} - {g}: PSNR gained on the first frame", more, 0.0)
+    what = "PSNR gained on the first frame"
+    yield from diner_above_all(what, lambda f: gain(scores, DOMAIN, f))
+    for f in ("siren", "finer"):
+        more = gain(scores, DOMAIN, f) - gain(scores, DOMAIN, "pe_relu")
+        yield above(f"{f} - pe_relu: {what}", more, 0.0)
 
 
 def c5(scores):
     for f in FIELDS:
-        before = first_when_learned(scores, SIGNAL, f, "finetune")
-        lost = before - first_at_end(scores, SIGNAL, f, "finetune")
-        yield above(f"{f}: PSNR lost on the image", lost, FAILED)
+        yield above(f"{f}: PSNR lost on the image", lost(scores, SIGNAL, f), FAILED)
 
 
 def c6(scores):
     for f in FIELDS:
         yield above(f"{f}: PSNR gained on the image", gain(scores, SIGNAL, f), SUBSTANTIAL)
-    best = first_at_end(scores, SIGNAL, "diner", "distillation")
-    for f in FIELDS[:-1]:
-        more = best - first_at_end(scores, SIGNAL, f, "distillation")
-        yield above(f"diner - {f}: PSNR of the image with distillation", more, 0.0)
+    yield from diner_above_all(
+        "PSNR of the image with distillation",
+        lambda f: first_at_end(scores, SIGNAL, f, DISTILLATION),
+    )
 
 
 def c7(scores):
     for f in FIELDS:
-        for strategy in ("finetune", "distillation"):
+        for strategy in (BASELINE, DISTILLATION):
             dsc = last_at_end(scores, SIGNAL, f, strategy, "dsc")
             yield above(f"{f}: DSC, {strategy}", dsc, LEARNED_DSC)
 
 
 def c8(scores):
-    tuned = last_at_end(scores, SIGNAL, "diner", "finetune", "dsc")
-    distilled = last_at_end(scores, SIGNAL, "diner", "distillation", "dsc")
+    tuned = last_at_end(scores, SIGNAL, "diner", BASELINE, "dsc")
+    distilled = last_at_end(scores, SIGNAL, "diner", DISTILLATION, "dsc")
     for f in FIELDS[:-1]:
-        more = last_at_end(scores, SIGNAL, f, "finetune", "dsc") - tuned
+        more = last_at_end(scores, SIGNAL, f, BASELINE, "dsc") - tuned
         yield above(f"{f} - diner: DSC, finetune", more, 0.0)
     failed, still = (
         (scores.get(SIGNAL, "diner", s, 0, 0, "dsc", "worst") < FAILED_DSC).astype(float)
-        for s in ("finetune", "distillation")
+        for s in (BASELINE, DISTILLATION)
     )
     yield above("diner: share of patients failed on, finetune", failed, 0.0)
     yield below("diner: share of patients failed on, finetune", failed, MOST)
@@ -166,18 +174,18 @@ def c9(scores):
         (DOMAIN, "last frame", last_at_end),
         (SIGNAL, "image before the mask", first_when_learned),
     ):
-        poor = score(scores, scenario, "pe_relu", "finetune")
+        poor = score(scores, scenario, "pe_relu", BASELINE)
         yield below(f"pe_relu: PSNR of the {what}", poor, HIGH_QUALITY)
-        best = score(scores, scenario, "diner", "finetune")
-        for f in FIELDS[:-1]:
-            more = best - score(scores, scenario, f, "finetune")
-            yield above(f"diner - {f}: PSNR of the {what}", more, 0.0)
+        yield from diner_above_all(
+            f"PSNR of the {what}",
+            lambda f, score=score, scenario=scenario: score(scores, scenario, f, BASELINE),
+        )
 
 
 def c10(scores):
     for f in FIELDS:
         kept = first_at_end(scores, DOMAIN, f, "ewc")
-        gained = kept - first_at_end(scores, DOMAIN, f, "finetune")
+        gained = kept - first_at_end(scores, DOMAIN, f, BASELINE)
         yield below(f"{f}: PSNR that EWC adds to the first frame", gained, SUBSTANTIAL)
 
 

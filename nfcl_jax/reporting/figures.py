@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from nfcl_jax.reporting.records import METRIC_TITLES
-from nfcl_jax.reporting.results import BASELINE, FIELD_TITLES, Scores
+from nfcl_jax.reporting.results import BASELINE, DISTILLATION, FIELD_TITLES, Scores
 from nfcl_jax.reporting.statistics import bootstrap_interval
 from nfcl_jax.reporting.weights import LAST_TASK_METRIC
 
@@ -24,7 +24,6 @@ COLOURS = {"pe_relu": "#0072B2", "siren": "#E69F00", "finer": "#009E73", "diner"
 MARKERS = {"pe_relu": "o", "siren": "s", "finer": "^", "diner": "D"}
 CLASS_COLOURS = ("#56B4E9", "#F0E442", "#D55E00")  # right ventricle, myocardium, left ventricle
 ERROR_LIMIT = 0.3  # of the intensity range [0, 1]: where the colours of an error map end
-DISTILLATION = "distillation"
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -108,11 +107,10 @@ def task_matrix(scores: Scores) -> Figure:
         for trained in range(1, size + 1):
             for evaluated in range(1, trained + 1):
                 found = scores.get("domain_expansion", *pair, trained, evaluated, "psnr")
-                matrix[trained - 1, evaluated - 1] = found.mean() if len(found) else np.nan
+                matrix[trained - 1, evaluated - 1] = found.mean()
         matrices[pair] = matrix
-    finite = np.concatenate([[0.0], *(m[np.isfinite(m)] for m in matrices.values())])
-    low, high = finite[1:].min(initial=np.inf), finite[1:].max(initial=-np.inf)
-    colours = ScalarMappable(Normalize(low, high) if low <= high else Normalize(0, 1), "viridis")
+    finite = [value for m in matrices.values() for value in m[np.isfinite(m)]] or [0.0, 1.0]
+    colours = ScalarMappable(Normalize(min(finite), max(finite)), "viridis")
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(
             figsize=(1.9 * len(fields) + 0.9, 1.9 * len(strategies) + 0.6), layout="constrained"
@@ -297,7 +295,7 @@ def panel_grid(
         )
         figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0.02, hspace=0.02)
         grid = figure.subplots(len(rows), len(columns), squeeze=False)
-        error_rows, errors = [], None
+        errors = None
         for axes_row, (title, panels) in zip(grid, rows, strict=True):
             for axes, panel in zip(axes_row, panels, strict=True):
                 axes.set(xticks=[], yticks=[])
@@ -308,7 +306,6 @@ def panel_grid(
                 axes.set_title(panel.title, fontsize=8, pad=2)
                 if panel.kind == "error":
                     errors = drawn
-                    error_rows.append(axes)
             axes_row[0].set_ylabel(title, fontsize=9)
         for axes, title in zip(grid[0], columns, strict=True):
             above = f"{title}\n{axes.get_title()}" if axes.get_title() else title

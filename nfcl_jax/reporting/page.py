@@ -14,6 +14,7 @@ from PIL import Image
 from nfcl_jax.reporting.figures import CLASS_COLOURS, ERROR_LIMIT
 from nfcl_jax.reporting.results import (
     BASELINE,
+    DISTILLATION,
     FIELD_TITLES,
     FinishedRun,
     Scores,
@@ -186,7 +187,7 @@ def answer(scores: Scores, claims: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _with_distillation(scores: Scores, scenario: str) -> str:
-    losses = _losses(scores, scenario, "distillation")
+    losses = _losses(scores, scenario, DISTILLATION)
     return f" ({losses} with distillation)" if losses else ""
 
 

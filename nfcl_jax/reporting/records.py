@@ -65,7 +65,12 @@ METRIC_TITLES: Mapping[str, str] = {
 }
 
 
+def format_number(metric: str, value: float) -> str:
+    """One decimal of a PSNR, two of other metrics."""
+    return f"{value:.{1 if metric == 'psnr' else 2}f}"
+
+
 def format_score(metric: str, mean: float, std: float) -> str:
     """Such as "31.2 ± 0.4" for a PSNR, "0.81 ± 0.01" for others; without a deviation if NaN."""
-    digits = 1 if metric == "psnr" else 2
-    return f"{mean:.{digits}f}" + ("" if math.isnan(std) else f" ± {std:.{digits}f}")
+    deviation = "" if math.isnan(std) else f" ± {format_number(metric, std)}"
+    return format_number(metric, mean) + deviation

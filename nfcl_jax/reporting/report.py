@@ -16,6 +16,7 @@ from nfcl_jax.reporting.figures import Panel
 from nfcl_jax.reporting.records import write_file
 from nfcl_jax.reporting.results import (
     BASELINE,
+    DISTILLATION,
     FIELD_TITLES,
     FinishedRun,
     ReportError,
@@ -199,7 +200,7 @@ def reconstruction_rows(runs: Sequence[FinishedRun], scan: Scan, results: pd.Dat
     chosen = {
         (run.strategy, run.field): run
         for run in of_first_seed(runs, scan.scenario)
-        if run.strategy in (BASELINE, "distillation") and can_reconstruct(run, scan)
+        if run.strategy in (BASELINE, DISTILLATION) and can_reconstruct(run, scan)
     }
     if not chosen:
         return None
@@ -208,7 +209,7 @@ def reconstruction_rows(runs: Sequence[FinishedRun], scan: Scan, results: pd.Dat
     truth = scan.intensities[0, ..., middle]
     last = len(SCENARIOS[scan.scenario]())
     rows = []
-    for strategy, title in ((BASELINE, "fine-tuned"), ("distillation", "distilled")):
+    for strategy, title in ((BASELINE, "fine-tuned"), (DISTILLATION, "distilled")):
         images, errors, masks = [Panel("image", truth)], [None], [None]
         if scan.labels is not None:
             masks = [Panel("mask", scan.labels[0, ..., middle], "", truth)]

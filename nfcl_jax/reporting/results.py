@@ -13,7 +13,7 @@ from nfcl_jax.reporting.records import read_csv
 
 # In the order of the paper.
 FIELD_TITLES = {"pe_relu": "PE-ReLU", "siren": "SIREN", "finer": "FINER", "diner": "DINER"}
-BASELINE = "finetune"
+BASELINE, DISTILLATION = "finetune", "distillation"
 
 
 class ReportError(ValueError):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from nfcl_jax.evaluation import FOREGROUND
-from nfcl_jax.reporting.records import METRIC_TITLES
+from nfcl_jax.reporting.records import METRIC_TITLES, format_number, format_score
 from nfcl_jax.reporting.results import BASELINE, FIELD_TITLES, KEY, Scores
 from nfcl_jax.reporting.statistics import SUMMARIES, bootstrap_interval, paired_test
 from nfcl_jax.reporting.weights import HARM_LIMIT
@@ -138,12 +138,10 @@ def continual_table(patients: pd.DataFrame) -> pd.DataFrame:
 def format_mean(metric: str, mean: float, low: float, high: float, std: float = np.nan) -> str:
     """Such as "31.2 ± 1.4 [30.1, 32.4]" for a PSNR, "0.81 ± 0.02 [0.79, 0.83]" for others; what is
     NaN is left out."""
-    digits = 1 if metric == "psnr" else 2
     if np.isnan(mean):
         return "-"
-    deviation = "" if np.isnan(std) else f" ± {std:.{digits}f}"
-    interval = "" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
-    return f"{mean:.{digits}f}{deviation}{interval}"
+    ends = f" [{format_number(metric, low)}, {format_number(metric, high)}]"
+    return format_score(metric, mean, std) + ("" if np.isnan(low) else ends)
 
 
 def headline_table(scores: pd.DataFrame, scenario: str) -> pd.DataFrame:
