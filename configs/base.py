@@ -71,6 +71,10 @@ def check_config(config: ConfigDict) -> None:
     Raises:
       ConfigError: with one line for each of them.
     """
+    if "field" not in config:
+        raise ConfigError(
+            "this is not the config of a run; configs/SCENARIO.py:FIELD,STRATEGY would be right."
+        )
     field = config.field
     faults = []
 

@@ -111,8 +111,10 @@ def make_cells(config: ConfigDict, workdir: Path) -> list[Cell]:
     """The cells that a config asks for, those with the same first task one after the other.
 
     Raises:
-      ConfigError: for a word that is none, or if nothing is left.
+      ConfigError: for a config of something else, for a word that is none, or if nothing is left.
     """
+    if "scenarios" not in config:
+        raise ConfigError("this is not the config of a grid; configs/paper.py would be right.")
     words = {
         name: _words(config, name, known)
         for name, known in [

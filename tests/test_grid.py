@@ -5,7 +5,7 @@ from rich.console import Console
 
 from configs import domain_expansion, quickstart, signal_expansion, sweep
 from configs import paper as paper_config
-from configs.base import FIELDS, STRATEGIES, ConfigError
+from configs.base import FIELDS, STRATEGIES, ConfigError, check_config
 from experiments import grid
 from nfcl_jax.scenarios import SCENARIOS
 
@@ -86,6 +86,13 @@ def test_a_wrong_word_is_named_before_anything_is_fitted(
     monkeypatch.setattr(grid, "run_cells", None)
     with pytest.raises(ConfigError, match=message.replace("*", r"\*")):
         grid.run_grid(small(phantom_root, **{name: wrong}), tmp_path, QUIET)
+
+
+def test_the_config_of_a_run_is_none_of_a_grid_nor_the_other_way_round(tmp_path):
+    with pytest.raises(ConfigError, match=r"not the config of a grid; configs/paper\.py"):
+        grid.make_cells(domain_expansion.get_config(), tmp_path)
+    with pytest.raises(ConfigError, match=r"not the config of a run; configs/SCENARIO\.py"):
+        check_config(paper_config.get_config())
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(phantom_root, tmp_path, monkeypatch, capsys):
