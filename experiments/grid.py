@@ -18,6 +18,7 @@ from configs.base import (
     ConfigError,
     check_config,
     make_config,
+    split_words,
 )
 from experiments.running import (
     describe_scans,
@@ -58,10 +59,8 @@ def run_grid(config: ConfigDict, workdir: Path, console: Console) -> bool:
     """
     cells = make_cells(config, workdir)
     with log_to_screen(console):
-        scans = {
-            scenario: read_data(config, scenario, workdir)
-            for scenario in dict.fromkeys(cell.config.scenario for cell in cells)
-        }
+        scenarios = dict.fromkeys(cell.config.scenario for cell in cells)
+        scans = read_data(config, scenarios, workdir)
     shown = _shown(config, scans)
     for cell in cells:
         own, tasks = scans[cell.config.scenario], SCENARIOS[cell.config.scenario]()
@@ -143,7 +142,7 @@ def make_cells(config: ConfigDict, workdir: Path) -> list[Cell]:
             cell.data.root = config.data.root or str(phantom_root(workdir))
             cell.data.patients = config.data.patients
             check_config(cell)
-            if any(fnmatch.fnmatchcase(name, p) for p in _list(config.cells) or ["*"]):
+            if any(fnmatch.fnmatchcase(name, p) for p in split_words(config.cells) or ["*"]):
                 cells.append(Cell(name, cell, twin))
                 twin = twin or name
     if not cells:
@@ -151,12 +150,8 @@ def make_cells(config: ConfigDict, workdir: Path) -> list[Cell]:
     return cells
 
 
-def _list(words: str) -> list[str]:
-    return [word.strip() for word in words.split(",") if word.strip()]
-
-
 def _words(config: ConfigDict, name: str, known: tuple[str, ...]) -> list[str]:
-    words = _list(config[name])
+    words = split_words(config[name])
     if not words or not set(words) <= set(known):
         raise ConfigError(f"config.{name} must be of {', '.join(known)}, got {config[name]!r}.")
     return list(dict.fromkeys(words))
@@ -164,7 +159,7 @@ def _words(config: ConfigDict, name: str, known: tuple[str, ...]) -> list[str]:
 
 def _numbers(config: ConfigDict, name: str, kind: Callable) -> list:
     try:
-        numbers = list(dict.fromkeys(kind(word) for word in _list(config[name])))
+        numbers = list(dict.fromkeys(kind(word) for word in split_words(config[name])))
     except ValueError:
         numbers = []
     if not numbers:
@@ -175,7 +170,7 @@ def _numbers(config: ConfigDict, name: str, kind: Callable) -> list:
 def _shown(config: ConfigDict, scans: dict[str, list[Scan]]) -> list[str]:
     """Patients that the report shows."""
     patients = sorted({scan.patient for s in scans.values() for scan in s})
-    wanted = _list(config.show)
+    wanted = split_words(config.show)
     unknown = sorted(set(wanted) - set(patients))
     if unknown:
         raise ConfigError(f"config.show: no patient {', '.join(unknown)} among those of the grid.")

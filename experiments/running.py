@@ -7,14 +7,14 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
 import pandas as pd
 from ml_collections import ConfigDict
 
-from configs.base import ConfigError, patient_names
+from configs.base import ConfigError, split_words
 from nfcl_jax import checkpoints, continual
 from nfcl_jax.data.acdc import read_scans
 from nfcl_jax.data.phantom import write_phantom
@@ -28,15 +28,17 @@ from nfcl_jax.strategies import create_strategy
 log = logging.getLogger("nfcl_jax")
 
 
-def read_data(config: ConfigDict, scenario: str, workdir: Path) -> list[Scan]:
-    """The scans of the config's patients; of the phantom, written first, if it names no root."""
+def read_data(config: ConfigDict, scenarios: Iterable[str], workdir: Path) -> dict[str, list[Scan]]:
+    """The scans of the config's patients for each scenario; of the phantom, written first, if the
+    config names no root."""
     root = config.data.root
     if not root:
         root = phantom_root(workdir)
         if not root.exists():
             write_phantom(root)
         log.info("no config.data.root: running on the built-in phantom, written to %s", root)
-    return read_scans(root, scenario, patient_names(config))
+    patients = split_words(config.data.patients)
+    return {scenario: read_scans(root, scenario, patients) for scenario in scenarios}
 
 
 def phantom_root(workdir: Path) -> Path:

@@ -41,7 +41,7 @@ def train(config: ConfigDict, workdir: Path, console: Console) -> None:
     check_config(config)
     workdir.mkdir(parents=True, exist_ok=True)
     with log_to_screen(console):
-        scans = read_data(config, config.scenario, workdir)
+        scans = read_data(config, [config.scenario], workdir)[config.scenario]
         work = planned_work(config, scans, learned=len(finished_tasks(workdir)))
         with (
             ProgressBar(console, sum(work)) as bar,

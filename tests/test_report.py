@@ -13,6 +13,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 from PIL import Image
+from selenium import webdriver
 
 import nfcl_jax
 from configs.base import FIELDS, STRATEGIES
@@ -468,15 +469,14 @@ def test_a_scan_that_is_not_the_runs_is_not_shown(real_report):
 @pytest.fixture(params=[(1200, "light"), (390, "dark")], ids=["desktop", "phone"])
 def browser(request):
     """A headless Chromium of the given width and colour scheme."""
-    selenium = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
     if not shutil.which("chromedriver"):
         pytest.skip("no chromedriver here: the page is not opened in a browser")
-    options = selenium.ChromeOptions()
+    options = webdriver.ChromeOptions()
     for argument in ("--headless=new", "--no-sandbox", "--window-size=1200,900"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = selenium.ChromeService(shutil.which("chromedriver"))
-    driver = selenium.Chrome(options=options, service=service)
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
     width, scheme = request.param
     phone = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
