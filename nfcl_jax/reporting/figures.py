@@ -90,7 +90,8 @@ def image_and_mask(scores: Scores) -> Figure:
             axes.grid(axis="x", visible=False)
             axes.tick_params(axis="x", labelsize=8, length=0)
             what = "mask" if metric == "dsc" else "image"
-            axes.set_title(f"{METRIC_TITLES[metric]} of the {what}", fontsize=10)
+            name, *unit = METRIC_TITLES[metric].split(", ")
+            axes.set_title(", ".join([f"{name} of the {what}", *unit]), fontsize=10)
         _legend(figure, pairs, [Line2D([], [], color="#555555", label="before the mask")])
     return figure
 
