@@ -13,6 +13,7 @@ LEARNING_RATES = {"pe_relu": 1e-3, "siren": 1e-3, "finer": 1e-3, "diner": 1e-2}
 # outweighs Huber's loss on the image, hence the larger weight there.
 DEFAULT_WEIGHTS = {"domain_expansion": 1.0, "signal_expansion": 10.0}
 SCENARIOS = tuple(DEFAULT_WEIGHTS)
+MATMUL_PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 STRATEGIES = ("finetune", "distillation")
 
 
@@ -42,8 +43,10 @@ def make_config(scenario: str, argument: str) -> ConfigDict:
     config.learning_rate = LEARNING_RATES[field]
     config.huber_delta = 1.0
     # How many scans one call of the program fits: 0 is all; None is one per device on CPUs, where
-    # more are no faster and take more memory, and all elsewhere.
+    # more are no faster and take more memory, and as many as draw 131,072 points elsewhere.
     config.patients_per_batch = config_dict.placeholder(int)
+    # Of the matrix products, on hardware that has others: one of MATMUL_PRECISIONS.
+    config.matmul_precision = "float32"
 
     config.field = ConfigDict({"name": field, "width": 256, "depth": 3, **FIELDS[field]})
 
@@ -51,7 +54,8 @@ def make_config(scenario: str, argument: str) -> ConfigDict:
     if strategy == "distillation":
         config.distillation = ConfigDict()
         config.distillation.weight = DEFAULT_WEIGHTS[scenario]
-        config.distillation.points = "voxels"  # or "continuous": anywhere between them
+        # Or "continuous": anywhere between them; or "shared": those that the step fits.
+        config.distillation.points = "voxels"
 
     config.data = ConfigDict()
     config.data.root = ""  # the folder of patientNNN folders; empty is the built-in phantom
@@ -96,6 +100,8 @@ def check_config(config: ConfigDict) -> None:
     check("learning_rate", positive, "positive")
     check("huber_delta", positive, "positive")
     check("patients_per_batch", lambda x: x is None or x >= 0, "at least 1, or 0 for all")
+    precisions = ", ".join(MATMUL_PRECISIONS)
+    check("matmul_precision", lambda x: x in MATMUL_PRECISIONS, f"one of {precisions}")
     check("field.width", at_least(1), "at least 1")
     check("field.depth", at_least(1), "at least 1")
     for name in ("w0", "table_range"):
@@ -124,13 +130,18 @@ def check_config(config: ConfigDict) -> None:
         check("distillation.weight", lambda x: 0 < x < float("inf"), "positive")
         check(
             "distillation.points",
-            lambda x: x in ("voxels", "continuous"),
-            "'voxels' or 'continuous'",
+            lambda x: x in ("voxels", "continuous", "shared"),
+            "'voxels', 'continuous' or 'shared'",
         )
+        if config.scenario == "domain_expansion" and config.distillation.points == "shared":
+            faults.append(
+                "config.distillation.points must not be 'shared' in domain_expansion: the frame "
+                "that a step fits is none that the teacher knows."
+            )
         if field.name == "diner" and config.distillation.points == "continuous":
             faults.append(
-                "config.distillation.points must be 'voxels' for diner: its table has "
-                "nothing between them."
+                "config.distillation.points must not be 'continuous' for diner: its table has "
+                "nothing between voxels."
             )
     if faults:
         raise ConfigError("\n".join(faults))

@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
     config.num_steps = 500
     config.batch_size = 4096
     config.patients_per_batch = config_dict.placeholder(int)
+    config.matmul_precision = "float32"
     config.data = ConfigDict({"root": "", "patients": ""})
 
     # Patients that the report shows slice by slice, between commas; empty is the first three.

@@ -137,7 +137,7 @@ def make_cells(config: ConfigDict, workdir: Path) -> list[Cell]:
                 constants.weight = weight
                 name = f"{scenario}-{field}-{strategy}_weight{weight:g}-seed{seed}"
             cell.seed = seed
-            for shared in ("num_steps", "batch_size", "patients_per_batch"):
+            for shared in ("num_steps", "batch_size", "patients_per_batch", "matmul_precision"):
                 cell[shared] = config[shared]
             cell.data.root = config.data.root or str(phantom_root(workdir))
             cell.data.patients = config.data.patients

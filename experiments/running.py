@@ -73,7 +73,7 @@ def run(
     scan_records = describe_scans(scans, tasks, config)
     refuse_another_run(config, scan_records, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    with _log_to(workdir / "train.log"):
+    with _log_to(workdir / "train.log"), jax.default_matmul_precision(config.matmul_precision):
         _log_start(scan_records)
         write_file(workdir / "config.json", _json(config.to_dict()))
         write_file(workdir / "patients.json", _json(scan_records))
@@ -92,8 +92,8 @@ def run(
             # The checkpoint comes last: where it is, the task's rows are.
             checkpoints.save(workdir, result.number, result.params, metadata)
             _log_task(result, tasks)
-        results = as_frame(config.to_dict(), config.strategy, metrics, fits)
-        summary = summary_of_run(per_patient(results))
+        frame = as_frame(config.to_dict(), config.strategy, metrics, fits)
+        summary = summary_of_run(per_patient(frame))
         write_file(workdir / "summary.csv", summary.to_csv(index=False, na_rep="nan"))
         log.info("done in %.0f s; everything is in %s", time.monotonic() - started, workdir)
     return summary
@@ -258,8 +258,8 @@ def planned_work(config: ConfigDict, scans: list[Scan], learned: int) -> list[in
     """Points that the field is asked in each task, none in the first `learned`."""
     tasks = SCENARIOS[config.scenario](config.huber_delta)
     points = config.batch_size * len(scans) or sum(scan.intensities[0].size for scan in scans)
-    rehearsed = 0 if config.strategy == "finetune" else 1
+    elsewhere = config.strategy != "finetune" and config[config.strategy].points != "shared"
     return [
-        config.num_steps * points * (1 + rehearsed * (task > 0)) * (task >= learned)
+        config.num_steps * points * (1 + elsewhere * (task > 0)) * (task >= learned)
         for task in range(len(tasks))
     ]

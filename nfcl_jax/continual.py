@@ -15,6 +15,7 @@ from nfcl_jax.strategies import Strategy, finetune
 from nfcl_jax.training import (
     FitConfig,
     Losses,
+    Patient,
     TaskArrays,
     TaskOutputs,
     compile_for,
@@ -23,11 +24,12 @@ from nfcl_jax.training import (
 )
 
 STEPS_PER_CHUNK = 50  # steps between two looks at the losses
+POINTS_IN_FLIGHT = 2**17  # that an accelerator is given at once: some GB of activations
 
 
 class Settings(NamedTuple):
-    """How every task is fitted. `batch_size` 0 is every voxel, `patients_per_batch` 0 is all,
-    None is one per device on CPUs and all elsewhere."""
+    """How every task is fitted. `batch_size` 0 is every voxel; `patients_per_batch` is as
+    `make_batches` takes it."""
 
     learning_rate: float
     num_steps: int
@@ -90,12 +92,23 @@ def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     )
 
 
-def make_batches(scans: Sequence[Scan], patients_per_batch: int | None, mesh: Mesh):
+def patients_at_once(platform: str, points: int) -> int:
+    """How many patients a device is given at once if each asks for so many points in a step: a CPU
+    one, which fills it; an accelerator as many as make POINTS_IN_FLIGHT, so that the memory that a
+    step takes is bounded by them and not by the cohort."""
+    return 1 if platform == "cpu" else max(POINTS_IN_FLIGHT // points, 1)
+
+
+def make_batches(
+    scans: Sequence[Scan], patients_per_batch: int | None, batch_size: int, mesh: Mesh
+) -> tuple[int, list[list[Scan]]]:
     """Scans of similar size together, as many at once as `patients_per_batch` says, rounded up to
-    a multiple of the devices."""
+    a multiple of the devices; 0 is all, None what `patients_at_once` says for each device."""
     devices = mesh.devices.size
     if patients_per_batch is None:
-        patients_per_batch = devices if mesh.devices.flat[0].platform == "cpu" else 0
+        points = batch_size or max(scan.intensities[0].size for scan in scans)
+        platform = mesh.devices.flat[0].platform
+        patients_per_batch = devices * patients_at_once(platform, points)
     count = min(patients_per_batch or len(scans), len(scans))
     count = -(-count // devices) * devices
     ordered = sorted(scans, key=lambda scan: (scan.intensities[0].size, scan.name))
@@ -133,7 +146,7 @@ def learn(
     Yields:
       A result after each further task, with scores on every task so far.
     """
-    per_batch, batches = make_batches(scans, settings.patients_per_batch, mesh)
+    per_batch, batches = make_batches(scans, settings.patients_per_batch, settings.batch_size, mesh)
     params = dict(params or {})
     for number in range(learned + 1, len(tasks) + 1):
         metrics, fits = [], []
@@ -155,15 +168,33 @@ def learn(
         yield TaskResult(number, dict(params), sorted(metrics), sorted(fits))
 
 
-def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh, report):
-    """Fits one batch to the last of `tasks`; parameters, losses and rendered outputs per scan."""
+class TaskArguments(NamedTuple):
+    """What the compiled programs take to fit one batch to one task; see `training`."""
+
+    config: FitConfig
+    outputs: TaskOutputs
+    patients: Patient
+    task_arrays: TaskArrays
+    stop_earlier: int  # one flat index beyond the earlier tasks, in the batch's largest scan
+    stop_seen: int  # and beyond this task too
+
+
+def task_arguments(
+    batch: Sequence[Scan],
+    per_batch: int,
+    tasks: Sequence[Task],
+    field: Mapping[str, Any],
+    strategy: Strategy,
+    settings: Settings,
+) -> TaskArguments:
+    """The arguments for fitting `batch` to the last of `tasks`; a batch of less than `per_batch`
+    scans is filled up with repetitions, so that it runs in the same program."""
     number, task = len(tasks), tasks[-1]
     earlier = merge_domains(tasks[:-1])
     largest = max(scan.intensities[0].size for scan in batch)
     num_voxels = padded_size(largest)
-    rows = batch[0].num_frames * num_voxels
     config = FitConfig(
-        field=create_field(field, num_channels(tasks), rows),
+        field=create_field(field, num_channels(tasks), batch[0].num_frames * num_voxels),
         strategy=strategy if earlier else finetune(),
         learning_rate=settings.learning_rate,
         num_steps=settings.num_steps,
@@ -185,17 +216,32 @@ def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh
         frames=jnp.array(task.frames, jnp.int32),
         earlier_frames=jnp.array(earlier_frames, jnp.int32).reshape(-1, 2),
     )
-    # A short last batch is filled up with repetitions, so that it runs in the same program.
     filled = [batch[i % len(batch)] for i in range(per_batch)]
-    patients = stack_scans(filled, num_voxels, settings.seed)
+    return TaskArguments(
+        config,
+        outputs,
+        stack_scans(filled, num_voxels, settings.seed),
+        task_arrays,
+        stop_earlier * largest,
+        max(stop_earlier, task.frames[1]) * largest,
+    )
+
+
+def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh, report):
+    """Fits one batch to the last of `tasks`; parameters, losses and rendered outputs per scan."""
+    config, outputs, patients, task_arrays, stop_earlier, stop_seen = task_arguments(
+        batch, per_batch, tasks, field, strategy, settings
+    )
+    rows = batch[0].num_frames * config.num_voxels
     before = None
-    if number > 1:
-        padded = [resize_table(params[scan.name], rows) for scan in filled]
-        before = jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+    if len(tasks) > 1:
+        padded = [resize_table(params[scan.name], rows) for scan in batch]
+        filled = [padded[i % len(batch)] for i in range(per_batch)]
+        before = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
 
     programs = compile_for(mesh)
     state, memory = programs.start_task(
-        config, outputs, before, patients, task_arrays, jnp.int32(stop_earlier * largest)
+        config, outputs, before, patients, task_arrays, jnp.int32(stop_earlier)
     )
     chunks: list[Losses] = []
     for first in range(0, settings.num_steps, STEPS_PER_CHUNK):
@@ -217,17 +263,17 @@ def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh
         chunks.append(jax.tree.map(lambda x, n=stop - first: x[:, :n], losses))
     report(settings.num_steps, chunks[-1])
 
-    seen = max(stop_earlier, task.frames[1])
     rendered = np.asarray(
-        programs.render(config.field, rows, state.params, patients, jnp.int32(seen * largest))
+        programs.render(config.field, rows, state.params, patients, jnp.int32(stop_seen))
     )
+    num_seen = max(task.frames[1] for task in tasks)
     host_params = jax.device_get(state.params)
     all_losses = Losses(*(np.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True)))
     each = [jax.tree.map(lambda x, i=i: np.array(x[i]), host_params) for i in range(len(batch))]
     return (
         [resize_table(p, scan.intensities.size) for p, scan in zip(each, batch, strict=True)],
         [Losses(fit, penalty) for fit, penalty in zip(*all_losses, strict=True)],
-        [_as_volumes(rendered[i], scan, seen) for i, scan in enumerate(batch)],
+        [_as_volumes(rendered[i], scan, num_seen) for i, scan in enumerate(batch)],
     )
 
 

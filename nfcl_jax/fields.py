@@ -46,6 +46,12 @@ def _zeros(inputs: int):
     return nn.initializers.zeros
 
 
+def _precision(layer: int) -> jax.lax.Precision | None:
+    """Full float32 for the first layer, whatever the others compute in: bfloat16 tells no more than
+    a few hundred coordinates, or entries of a table, from one another."""
+    return jax.lax.Precision.HIGHEST if layer == 0 else None
+
+
 def _relu_layers(x, width: int, depth: int, channels: int, kernel_init, bias_init):
     """ReLU layers and a linear output; the initialisers are given the number of inputs."""
     for layer in range(depth + 1):
@@ -54,6 +60,7 @@ def _relu_layers(x, width: int, depth: int, channels: int, kernel_init, bias_ini
             width if layer < depth else channels,
             kernel_init=kernel_init(inputs),
             bias_init=bias_init(inputs),
+            precision=_precision(layer),
             name=f"hidden_{layer}" if layer < depth else "output",
         )
         x = nn.relu(dense(x)) if layer < depth else dense(x)
@@ -72,6 +79,7 @@ def _sine_layers(x, width: int, depth: int, channels: int, w0: float, activation
             width if layer < depth else channels,
             kernel_init=symmetric_uniform(weight_bound),
             bias_init=symmetric_uniform(bias_bound),
+            precision=_precision(layer),
             name=f"hidden_{layer}" if layer < depth else "output",
         )
         x = activation(dense(x)) if layer < depth else dense(x)
@@ -281,6 +289,21 @@ def resize_table(params: Params, rows: int) -> Params:
     table = params["params"]["table"][:rows]
     padded = jnp.pad(table, ((0, rows - table.shape[0]), (0, 0)))
     return {"params": params["params"] | {"table": padded}}
+
+
+def table_window(
+    field: nn.Module, params: Params, start: Int[Array, ""], rows: int
+) -> tuple[nn.Module, Params]:
+    """DINER with `rows` of its table alone, from `start` on, which its indices then count from."""
+    table = jax.lax.dynamic_slice_in_dim(params["params"]["table"], start, rows)
+    return field.clone(rows=rows), {"params": params["params"] | {"table": table}}
+
+
+def replace_window(params: Params, window: Params, start: Int[Array, ""]) -> Params:
+    """`params` with what became of a `table_window` in its place."""
+    table = params["params"]["table"]
+    table = jax.lax.dynamic_update_slice_in_dim(table, window["params"]["table"], start, axis=0)
+    return {"params": window["params"] | {"table": table}}
 
 
 def num_parameters(params: Params) -> int:

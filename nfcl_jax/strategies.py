@@ -45,9 +45,16 @@ class EarlierTasks(NamedTuple):
 
 
 class Rehearsal(NamedTuple):
-    """Where a strategy wants the field asked in a step, besides the new task's points."""
+    """Where a strategy wants the field asked in a step.
 
-    inputs: Array  # as the field takes them: coordinates or indices, one row per point
+    Attributes:
+      inputs: as the field takes them: coordinates or indices, one row per point. None is the new
+        task's points, where it is asked anyway.
+      points: the voxels that they belong to.
+      targets: what the field should answer.
+    """
+
+    inputs: Array | None
     points: Points
     targets: Float[Array, "points channels"]
 
@@ -56,16 +63,18 @@ class Strategy(NamedTuple):
     """The three things that a strategy does.
 
     Attributes:
+      rehearses: whether it asks the field where the earlier tasks were.
       remember: (earlier, params) -> memory; once, at the start of a task, from the parameters
         that the last one left.
-      rehearse: (earlier, memory, key) -> Rehearsal or None; in each step, before the field is
-        evaluated.
+      rehearse: (earlier, memory, new, key) -> Rehearsal or None; in each step, before the field
+        is evaluated; `new` are the points of the new task.
       penalty: (earlier, rehearsal, outputs) -> scalar that is added to the fitting loss;
         `outputs` are the field's at the rehearsed inputs.
     """
 
+    rehearses: bool
     remember: Callable[[EarlierTasks, Params], Any]
-    rehearse: Callable[[EarlierTasks, Any, Key[Array, ""]], Rehearsal | None]
+    rehearse: Callable[[EarlierTasks, Any, Points, Key[Array, ""]], Rehearsal | None]
     penalty: Callable[[EarlierTasks, Rehearsal | None, Any], Float[Array, ""]]
 
 
@@ -73,8 +82,9 @@ class Strategy(NamedTuple):
 def finetune() -> Strategy:
     """Nothing is remembered: the paper's baseline."""
     return Strategy(
+        rehearses=False,
         remember=lambda earlier, params: None,
-        rehearse=lambda earlier, memory, key: None,
+        rehearse=lambda earlier, memory, new, key: None,
         penalty=lambda earlier, rehearsal, outputs: jnp.zeros(()),
     )
 
@@ -98,22 +108,23 @@ def distillation(weight: float, points: str = "voxels") -> Strategy:
     Args:
       weight: the factor lambda.
       points: "voxels" draws x among the voxels seen so far; "continuous" draws x, y and z from
-        all of [-1, 1] on the frames seen so far, which DINER cannot be asked.
+        all of [-1, 1] on the frames seen so far, which DINER cannot be asked; "shared" takes the
+        new task's points, for tasks on the same frames: half the work.
 
     The cache makes equal arguments give one and the same object, so that programs compiled for it
     are found again.
     """
 
     def remember(earlier: EarlierTasks, params: Params) -> Teacher:
-        if points == "voxels" and earlier.num_voxels <= earlier.points_evaluated:
+        if points != "continuous" and earlier.num_voxels <= earlier.points_evaluated:
             field = field_of(earlier.field, params)
             outputs = render(field, params, earlier.shape, earlier.num_voxels, earlier.stop_voxel)
             return Teacher(None, outputs)
         return Teacher(params, None)
 
-    def rehearse(earlier: EarlierTasks, teacher: Teacher, key) -> Rehearsal:
+    def rehearse(earlier: EarlierTasks, teacher: Teacher, new: Points, key) -> Rehearsal:
         draw_key, space_key = jax.random.split(key)
-        drawn = earlier.draw(draw_key)
+        drawn = new if points == "shared" else earlier.draw(draw_key)
         if points == "continuous":
             inputs = coordinates.sample_coords(space_key, drawn, earlier.shape)
         else:
@@ -122,7 +133,7 @@ def distillation(weight: float, points: str = "voxels") -> Strategy:
             targets = field_of(earlier.field, teacher.params).apply(teacher.params, inputs)
         else:
             targets = teacher.outputs[drawn.index]
-        return Rehearsal(inputs, drawn, targets)
+        return Rehearsal(None if points == "shared" else inputs, drawn, targets)
 
     def penalty(earlier: EarlierTasks, rehearsal: Rehearsal, outputs) -> Float[Array, ""]:
         total = jnp.zeros(())
@@ -134,7 +145,7 @@ def distillation(weight: float, points: str = "voxels") -> Strategy:
             total += weighted_mean(loss, rehearsal.points.weights * known)
         return weight * total
 
-    return Strategy(remember, rehearse, penalty)
+    return Strategy(True, remember, rehearse, penalty)
 
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {

@@ -26,6 +26,8 @@ from nfcl_jax.fields import (
     init_params,
     num_output_channels,
     render,
+    replace_window,
+    table_window,
 )
 from nfcl_jax.losses import weighted_mean
 from nfcl_jax.scenarios import Output, Scan
@@ -159,6 +161,27 @@ def earlier_tasks(
     )
 
 
+def learning_part(
+    config: FitConfig, outputs: TaskOutputs, params: Params, start: Int[Array, ""]
+) -> tuple[nn.Module, Params, Int[Array, ""] | None]:
+    """The field as a task can change it: DINER's table only where the task is, unless the earlier
+    tasks are rehearsed. Rows that no step asks have no gradient, and Adam, fresh, leaves them.
+
+    Args:
+      config: the recipe.
+      outputs: of the task.
+      params: of the field.
+      start: the first flat index of the task.
+
+    Returns:
+      The field, its parameters, and which index they count from, if not 0.
+    """
+    if not config.field.on_grid or (outputs.earlier and config.strategy.rehearses):
+        return config.field, params, None
+    rows = outputs.num_frames * config.num_voxels
+    return *table_window(config.field, params, start, rows), start
+
+
 def start_task(
     config: FitConfig,
     outputs: TaskOutputs,
@@ -174,15 +197,19 @@ def start_task(
     """
     key = stream(jax.random.fold_in(patient.key, task_arrays.number), "init")
     fresh = init_params(config.field, key, axes=patient.shape.size)
+    memory = None
     if params is None:
-        return TrainState(fresh, optimiser(config).init(fresh)), None
-    earlier = earlier_tasks(config, outputs, patient, task_arrays, stop_voxel)
-    memory = config.strategy.remember(earlier, params)
-    # A copy, because the state's buffers are donated to each step and the memory's are not.
-    params = jax.tree.map(jnp.copy, params)
-    if num_output_channels(params) < config.field.channels:
-        params = grow_output(params, fresh)
-    return TrainState(params, optimiser(config).init(params)), memory
+        params = fresh
+    else:
+        earlier = earlier_tasks(config, outputs, patient, task_arrays, stop_voxel)
+        memory = config.strategy.remember(earlier, params)
+        # A copy, because the state's buffers are donated to each step and the memory's are not.
+        params = jax.tree.map(jnp.copy, params)
+        if num_output_channels(params) < config.field.channels:
+            params = grow_output(params, fresh)
+    start, _ = coordinates.frame_range(task_arrays.frames, patient.shape)
+    _, learning, _ = learning_part(config, outputs, params, start)
+    return TrainState(params, optimiser(config).init(learning)), memory
 
 
 def fit_steps(
@@ -207,9 +234,10 @@ def fit_steps(
         earlier_tasks(config, outputs, patient, task_arrays, stop) if outputs.earlier else None
     )
     adam = optimiser(config)
+    field, learning, offset = learning_part(config, outputs, state.params, start)
 
     def step(i, carry):
-        state, losses = carry
+        (learning, opt_state), losses = carry
         points = draw_points(
             config, outputs.num_frames, start, stop, jax.random.fold_in(stream(key, "fit"), i)
         )
@@ -218,25 +246,32 @@ def fit_steps(
         rehearsal = None
         if earlier is not None:
             rehearsal_key = jax.random.fold_in(stream(key, "rehearsal"), i)
-            rehearsal = config.strategy.rehearse(earlier, memory, rehearsal_key)
-        asked = inputs if rehearsal is None else jnp.concatenate([inputs, rehearsal.inputs])
+            rehearsal = config.strategy.rehearse(earlier, memory, points, rehearsal_key)
+        elsewhere = rehearsal is not None and rehearsal.inputs is not None
+        asked = jnp.concatenate([inputs, rehearsal.inputs]) if elsewhere else inputs
+        asked = asked if offset is None else asked - offset
 
         def loss(params):
-            answers = config.field.apply(params, asked)
+            answers = field.apply(params, asked)
             new = answers[: len(inputs), outputs.new.channels]
             fit = weighted_mean(outputs.new.loss(new, targets), points.weights)
             if earlier is None:
                 return fit, Losses(fit, jnp.zeros(()))
-            penalty = config.strategy.penalty(earlier, rehearsal, answers[len(inputs) :])
+            rehearsed = answers[len(inputs) :] if elsewhere else answers
+            penalty = config.strategy.penalty(earlier, rehearsal, rehearsed)
             return fit + penalty, Losses(fit, penalty)
 
-        gradient, values = jax.grad(loss, has_aux=True)(state.params)
-        updates, opt_state = adam.update(gradient, state.opt_state)
+        gradient, values = jax.grad(loss, has_aux=True)(learning)
+        updates, opt_state = adam.update(gradient, opt_state)
         losses = jax.tree.map(lambda all, new: all.at[i - first_step].set(new), losses, values)
-        return TrainState(optax.apply_updates(state.params, updates), opt_state), losses
+        return (optax.apply_updates(learning, updates), opt_state), losses
 
     empty = Losses(jnp.zeros(chunk), jnp.zeros(chunk))
-    return jax.lax.fori_loop(first_step, stop_step, step, (state, empty))
+    (learning, opt_state), losses = jax.lax.fori_loop(
+        first_step, stop_step, step, ((learning, state.opt_state), empty)
+    )
+    params = learning if offset is None else replace_window(state.params, learning, offset)
+    return TrainState(params, opt_state), losses
 
 
 def over_patients(

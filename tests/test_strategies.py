@@ -11,6 +11,7 @@ from nfcl_jax.strategies import EarlierTasks, distillation, finetune
 SHAPE = jnp.array((4, 6, 5, 3))
 VOXELS = 90
 IMAGE = image_output(1.0)
+NEW = coordinates.Points(jnp.arange(10), jnp.ones(10))
 
 
 def make(name, channels=5, seed=0):
@@ -36,7 +37,7 @@ def make_past(field, outputs=(IMAGE,), frames=((0, 2),), points_evaluated=10**6)
 
 
 def penalty_of(strategy, earlier, memory, params, key):
-    rehearsal = strategy.rehearse(earlier, memory, key)
+    rehearsal = strategy.rehearse(earlier, memory, NEW, key)
     return strategy.penalty(earlier, rehearsal, earlier.field.apply(params, rehearsal.inputs))
 
 
@@ -61,7 +62,7 @@ def test_away_from_the_teacher_the_penalty_is_the_weighted_mean_loss(name):
     student = make(name, seed=7)[1]
     earlier, strategy, key = make_past(field), distillation(weight=3.0), jax.random.key(2)
     memory = strategy.remember(earlier, teacher)
-    index = strategy.rehearse(earlier, memory, key).points.index
+    index = strategy.rehearse(earlier, memory, NEW, key).points.index
     difference = (evaluate(field, student, index, SHAPE) - evaluate(field, teacher, index, SHAPE))[
         :, 0
     ]
@@ -112,16 +113,31 @@ def test_continuous_points_lie_between_voxels_and_ask_the_teacher_there():
     field, teacher = make("siren")
     earlier, strategy = make_past(field), distillation(weight=1.0, points="continuous")
     memory = strategy.remember(earlier, teacher)
-    rehearsal = strategy.rehearse(earlier, memory, jax.random.key(5))
+    rehearsal = strategy.rehearse(earlier, memory, NEW, jax.random.key(5))
     grid = coordinates.index_to_coords(rehearsal.points.index, SHAPE)
     assert np.abs(rehearsal.inputs[:, :3] - grid[:, :3]).max() > 0.1
     np.testing.assert_array_equal(rehearsal.inputs[:, 3], grid[:, 3])
     np.testing.assert_allclose(rehearsal.targets, field.apply(teacher, rehearsal.inputs), rtol=1e-6)
 
 
+def test_shared_points_are_the_new_tasks():
+    field, teacher = make("siren")
+    earlier, strategy = make_past(field), distillation(weight=1.0, points="shared")
+    memory = strategy.remember(earlier, teacher)
+    rehearsal = strategy.rehearse(earlier, memory, NEW, jax.random.key(5))
+    assert rehearsal.inputs is None
+    np.testing.assert_array_equal(rehearsal.points.index, NEW.index)
+    answers = evaluate(field, teacher, NEW.index, SHAPE)
+    np.testing.assert_allclose(rehearsal.targets, answers, atol=1e-6)
+    assert strategy.penalty(earlier, rehearsal, answers) == pytest.approx(0, abs=1e-9)
+    assert strategy.penalty(earlier, rehearsal, answers + 0.1) == pytest.approx(
+        0.1**2 / 2, rel=1e-4
+    )
+
+
 def test_finetuning_remembers_and_asks_nothing():
     field, params = make("siren")
     earlier, strategy = make_past(field), finetune()
     assert strategy.remember(earlier, params) is None
-    assert strategy.rehearse(earlier, None, jax.random.key(0)) is None
+    assert strategy.rehearse(earlier, None, NEW, jax.random.key(0)) is None
     assert strategy.penalty(earlier, None, None) == 0

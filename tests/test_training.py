@@ -209,6 +209,25 @@ def test_the_output_layer_grows_when_the_mask_is_learned():
     }
 
 
+@pytest.mark.parametrize("batch_size", [64, 0])
+def test_leaving_out_rows_that_a_task_cannot_touch_changes_nothing(monkeypatch, batch_size):
+    scans, tasks = cohort()[:2], domain_expansion()[:3]
+    settings = SETTINGS._replace(batch_size=batch_size, patients_per_batch=0)
+    left_out = train(scans, tasks, "diner", finetune(), settings)
+    monkeypatch.setattr(
+        training,
+        "learning_part",
+        lambda config, outputs, params, start: (config.field, params, None),
+    )
+    training.compile_for.cache_clear()
+    try:
+        whole = train(scans, tasks, "diner", finetune(), settings)
+    finally:
+        training.compile_for.cache_clear()
+    for a, b in zip(left_out, whole, strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a.params, b.params)
+
+
 def test_only_rows_of_the_frames_at_hand_change_in_diners_table():
     scans, tasks = cohort()[:1], domain_expansion()[:2]
     voxels = scans[0].intensities[0].size
@@ -260,10 +279,18 @@ def test_progress_tells_every_chunk_and_ends_at_the_last_step(monkeypatch):
 @pytest.mark.parametrize(("wanted", "sizes"), [(0, [5]), (2, [2, 2, 1]), (9, [5]), (None, [1] * 5)])
 def test_batches_hold_patients_of_similar_size(wanted, sizes):
     scans = cohort()
-    _, batches = make_batches(scans, wanted, device_mesh(jax.devices()[:1]))
+    _, batches = make_batches(scans, wanted, 64, device_mesh(jax.devices()[:1]))
     assert [len(batch) for batch in batches] == sizes
     voxels = [scan.intensities[0].size for batch in batches for scan in batch]
     assert voxels == sorted(voxels)
+
+
+@pytest.mark.parametrize(
+    ("platform", "points", "count"),
+    [("cpu", 16, 1), ("gpu", 2**15, 4), ("gpu", 2**15 + 1, 3), ("gpu", 2**20, 1)],
+)
+def test_a_cpu_takes_one_patient_and_an_accelerator_so_many_points(platform, points, count):
+    assert continual.patients_at_once(platform, points) == count
 
 
 def test_padding_costs_at_most_an_eighth_and_few_sizes():
