@@ -1,8 +1,12 @@
 """How every command starts, and how it tells the user what is wrong with what was given."""
 
 import functools
+import hashlib
+import os
+import platform
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import absl.logging
 import jax
@@ -12,13 +16,40 @@ from configs.base import ConfigError
 from nfcl_jax.data.acdc import DataError
 from nfcl_jax.reporting.results import ReportError
 
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    or str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nfcl_jax"),
+    "folder that keeps compiled programs for the next launch; empty keeps none",
+)
+
 
 def launch(main: Callable[[list[str]], None], required: list[str]) -> None:
     """Parses the flags and runs `main`; faults of the input end it with one message and code 2."""
     flags.mark_flags_as_required(required)
-    # Some accelerators would round float32 products to 10 bits, and coordinates with them.
-    jax.config.update("jax_default_matmul_precision", "float32")
-    app.run(_explain(main), flags_parser=_explain(_parse))
+
+    @_explain
+    def run(argv):
+        _configure_jax()
+        main(argv)
+
+    app.run(run, flags_parser=_explain(_parse))
+
+
+def _configure_jax() -> None:
+    if _CACHE.value:
+        folder = Path(_CACHE.value) / _processor()
+        jax.config.update("jax_compilation_cache_dir", str(folder.expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _processor() -> str:
+    """A name for what the CPU can do: programs compiled for one may be wrong for another that
+    shares the folder, and JAX does not tell them apart."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(f"{platform.platform()} {features}".encode()).hexdigest()[:12]
 
 
 def _parse(argv):
