@@ -88,7 +88,7 @@ def test_the_code_opens_the_first_run(first_run, folder):
     assert 0 <= float(done.stdout.strip(" []\n")) <= 1
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md", "docs/performance.md"])
 def test_every_link_into_the_repository_leads_somewhere(page):
     path = REPOSITORY / page
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):

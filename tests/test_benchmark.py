@@ -1,0 +1,63 @@
+import json
+
+import pytest
+from test_readme import run
+
+from configs.base import make_config
+from experiments import measuring
+from experiments.measuring import Case
+
+SIREN = Case("siren", "distillation", "domain_expansion", 1000, patients=1, task=2)
+
+
+@pytest.mark.parametrize(
+    ("case", "per_point"),
+    [
+        # 2 flops x (forward + towards the weights + towards the inputs of all but coordinates)
+        (SIREN._replace(task=1), 2 * (3 * (4 * 256 + 2 * 256**2 + 256) - 4 * 256)),
+        (SIREN._replace(strategy="finetune"), 2 * (3 * (4 * 256 + 2 * 256**2 + 256) - 4 * 256)),
+        (SIREN, 4 * (3 * (4 * 256 + 2 * 256**2 + 256) - 4 * 256)),
+        (SIREN._replace(field="diner", task=1), 6 * (256 + 2 * 256**2 + 256)),
+        (
+            SIREN._replace(field="pe_relu", scenario="signal_expansion"),
+            4 * (3 * (60 * 256 + 2 * 256**2 + 5 * 256) - 60 * 256),
+        ),
+    ],
+)
+def test_flops_are_those_of_the_matrix_products(case, per_point):
+    config = make_config(case.scenario, f"{case.field},{case.strategy}").field
+    assert measuring.flops(case, measuring.layer_sizes(case, config)) == 1000 * per_point
+
+
+def test_all_take_their_turns_in_every_round():
+    turns = []
+    runs = {name: lambda steps, name=name: turns.append((name, steps)) for name in "ab"}
+    times = measuring.interleave(runs, rounds=3, seconds=0.0)
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+    timed = [name for name, steps in turns if steps >= 20]
+    assert timed == ["a", "b"] * 3
+    assert measuring.median_ratio([1.0, 2.0, 4.0], [2.0, 6.0, 4.0]) == 2.0
+
+
+def test_the_benchmark_writes_a_record_of_each_case(tmp_path):
+    done = run(
+        "python -m experiments.benchmark --out=out --fields=siren --strategies=finetune "
+        "--scenarios=domain_expansion --points=64,128 --rounds=1 --seconds=0",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    records = json.loads((tmp_path / "out/benchmark.json").read_text())
+    assert [(r["field"], r["points"], r["patients"]) for r in records] == [
+        ("siren", 64, 1),
+        ("siren", 128, 1),
+    ]
+    for r in records:
+        assert r["gflops"] > 0 and r["fraction_of_matmul"] > 0 and r["torch_ms_per_step"] is None
+    for name in ("benchmark.md", "benchmark.png"):
+        assert (tmp_path / "out" / name).exists()
+
+
+def test_a_wrong_case_is_one_message(tmp_path):
+    done = run("python -m experiments.benchmark --out=out --points=0", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith("error: --points must be numbers from 1 to ")
