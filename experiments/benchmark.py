@@ -36,8 +36,8 @@ from configs.base import (
 from experiments import measuring
 from experiments.commandline import launch
 from experiments.measuring import Case
+from experiments.running import written_phantom
 from nfcl_jax.data.acdc import read_scans
-from nfcl_jax.data.phantom import write_phantom
 from nfcl_jax.reporting.figures import COLOURS, MARKERS, STYLE
 from nfcl_jax.reporting.records import write_file
 from nfcl_jax.reporting.results import FIELD_TITLES
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     groups = plan()
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    root = _ROOT.value or write_phantom(out / "phantom")
+    root = _ROOT.value or written_phantom(out)
     scans = {name: read_scans(root, name, [])[0] for name in dict.fromkeys(_SCENARIOS.value)}
     console = Console()
     timings: list[Timing] = []

@@ -33,9 +33,7 @@ def read_data(config: ConfigDict, scenarios: Iterable[str], workdir: Path) -> di
     config names no root."""
     root = config.data.root
     if not root:
-        root = phantom_root(workdir)
-        if not root.exists():
-            write_phantom(root)
+        root = written_phantom(workdir)
         log.info("no config.data.root: running on the built-in phantom, written to %s", root)
     patients = split_words(config.data.patients)
     return {scenario: read_scans(root, scenario, patients) for scenario in scenarios}
@@ -44,6 +42,12 @@ def read_data(config: ConfigDict, scenarios: Iterable[str], workdir: Path) -> di
 def phantom_root(workdir: Path) -> Path:
     """Where the phantom goes that is used when no data are named."""
     return workdir / "phantom"
+
+
+def written_phantom(workdir: Path) -> Path:
+    """The phantom's folder; it is written the first time."""
+    root = phantom_root(workdir)
+    return root if root.exists() else write_phantom(root)
 
 
 def run(

@@ -56,7 +56,7 @@ def _cos_remainder(square):
     return np.where(square < 1e-3, series, -2 * np.sin(r / 2) ** 2 / r**2)
 
 
-# Their errors, 4e-9 and 3e-8 at most, stay below the rounding of float32.
+# Their errors, 3.3e-8 and 1.1e-9 at most, stay below the rounding of float32.
 _SIN = _near_minimax(_sin_remainder, 3)
 _COS = _near_minimax(_cos_remainder, 4)
 
