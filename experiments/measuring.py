@@ -14,7 +14,7 @@ from configs.base import make_config
 from nfcl_jax import continual
 from nfcl_jax.scenarios import NUM_CLASSES, SCENARIOS, Scan
 from nfcl_jax.strategies import create_strategy
-from nfcl_jax.training import compile_for
+from nfcl_jax.training import CPU_OPTIONS, compile_for
 
 Run = Callable[[int], None]  # does so many steps, and returns when they are done
 
@@ -100,9 +100,10 @@ def our_steps(case: Case, scans: Sequence[Scan], per_batch: int | None) -> tuple
 
 def matmul_steps(points: int, sizes: list[tuple[int, int]], towards_coords: bool) -> Run:
     """The matrix products of a step and nothing else: forward, towards the weights, and towards
-    the inputs. Each depends on the one before, as in a step."""
+    the inputs. Each depends on the one before, as in a step, and is compiled as there."""
+    options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
     def products(carry, steps):
         def step(_, carry):
             weights, x = carry

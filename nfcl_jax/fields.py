@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from nfcl_jax.coordinates import index_to_coords
-from nfcl_jax.sine import cosine, sine
+from nfcl_jax.sine import sine
 
 Params = Any
 
@@ -98,9 +99,13 @@ class PEReLU(nn.Module):
 
     @nn.compact
     def __call__(self, coords: Float[Array, "points axes"]) -> Float[Array, "points channels"]:
-        scaled = coords[:, :, None] * (jnp.pi * 2.0 ** jnp.arange(self.num_frequencies))
-        scaled = scaled.reshape(coords.shape[0], -1)
-        encoded = jnp.concatenate([sine(scaled), cosine(scaled)], axis=-1)
+        # One column per axis and frequency, in half turns: for the sines, then for the cosines.
+        axes = coords.shape[-1]
+        scales = np.kron(np.eye(axes), 2.0 ** np.arange(self.num_frequencies)).astype(np.float32)
+        scaled = sum(coords[:, axis, None] * np.tile(scales[axis], 2) for axis in range(axes))
+        # Whole turns are taken off before pi rounds: exact, where 2^9 pi x would be off by 1e-4.
+        phase = np.repeat(np.float32([0, 0.5]), scales.shape[1])
+        encoded = sine(jnp.pi * (scaled - 2 * jnp.round(scaled / 2) + phase))
         # PyTorch's default for linear layers: He's, which keeps the variance, leaves the random
         # high-frequency output of a fresh encoding so large that 500 steps do not clear it away.
         return _relu_layers(

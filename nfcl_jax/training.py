@@ -33,6 +33,11 @@ from nfcl_jax.losses import weighted_mean
 from nfcl_jax.scenarios import Output, Scan
 from nfcl_jax.strategies import EarlierTasks, Strategy
 
+# How XLA compiles for a CPU. Measured on two cores of an AMD EPYC: Eigen's matrix products take a
+# tenth less time than those of its younger rival, which is the default, and vectors of 512 bits,
+# where there are any, halve the time of a sine.
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_prefer_vector_width": 512}
+
 
 class FitConfig(NamedTuple):
     """How a field is fitted; static under jit, so equal recipes share compiled programs."""
@@ -303,7 +308,9 @@ def over_patients(
             check_vma=False,  # the patients never talk to each other
         )(*arrays)
 
-    return jax.jit(batched, static_argnums=tuple(range(num_static)), **jit)
+    options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
+    static = tuple(range(num_static))
+    return jax.jit(batched, static_argnums=static, compiler_options=options, **jit)
 
 
 def _map_patients(one_patient: Callable, mapped: tuple[bool, ...], platform: str) -> Callable:
