@@ -12,7 +12,7 @@ import numpy as np
 
 from configs.base import make_config
 from nfcl_jax import continual
-from nfcl_jax.scenarios import NUM_CLASSES, SCENARIOS, Scan
+from nfcl_jax.scenarios import SCENARIOS, Scan
 from nfcl_jax.strategies import create_strategy
 from nfcl_jax.training import CPU_OPTIONS, compile_for
 
@@ -159,27 +159,11 @@ def torch_steps(case: Case, scan: Scan, compiled: bool) -> Run:
     from experiments import torch_loop
 
     config = make_config(case.scenario, f"{case.field},{case.strategy}")
-    values, channels = scan.intensities.reshape(-1, 1), 1
-    if case.scenario == "signal_expansion":
-        values = np.eye(NUM_CLASSES, dtype="f4")[scan.labels.ravel()]
-        channels += NUM_CLASSES
-    voxels = scan.intensities[0].size
-    new = ((case.task - 1) * voxels, case.task * voxels) if channels == 1 else (0, voxels)
-    field = torch_loop.make_field(
-        config.field.to_dict(), len(scan.shape), channels, scan.intensities.size
-    )
-    step = torch_loop.make_step(
-        field,
-        torch_loop.frozen(field) if case.strategy == "distillation" else None,
-        torch_loop.voxel_inputs(case.field, scan.shape),
-        torch_loop.torch.from_numpy(values),
-        new,
-        (0, new[0] or voxels),
-        case.points,
-        config.learning_rate,
-        1.0,
-        compiled,
-    )
+    config.batch_size = case.points
+    field = torch_loop.field_for(scan, config)
+    distil = case.strategy == "distillation" and case.task > 1
+    teacher = torch_loop.frozen(field) if distil else None
+    step = torch_loop.task_step(field, teacher, scan, config, case.task, compiled)
 
     def run(steps):
         for _ in range(steps):

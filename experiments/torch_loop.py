@@ -6,17 +6,15 @@ asked as sparingly as here: the new points and the rehearsed ones go through the
 """
 
 import copy
-import sys
 from collections.abc import Callable
 
-import nibabel as nib
 import numpy as np
 import torch
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from ml_collections import ConfigDict
 from torch import nn
 from torch.nn import functional
 
-from configs.base import make_config
+from nfcl_jax.scenarios import NUM_CLASSES, SCENARIOS, Scan, num_channels
 
 
 class Encoding(nn.Module):
@@ -155,41 +153,34 @@ def render(field: nn.Module, inputs: torch.Tensor) -> np.ndarray:
     return torch.cat([field(block) for block in inputs.split(8192)]).numpy()
 
 
-def main(argv: list[str]) -> None:
-    """The same work as `experiments.train` on one cine: four frames, one after the other, all seen
-    so far scored after each, and the parameters saved."""
-    _, path, name, strategy, how, out = argv
-    config = make_config("domain_expansion", f"{name},{strategy}")
-    image = nib.load(path).get_fdata(dtype=np.float32)
-    frames = np.floor(np.linspace(0, image.shape[-1] - 1, 4) + 0.5).astype(int)
-    volumes = np.moveaxis(image[..., frames], -1, 0)
-    volumes = (volumes - volumes.min()) / np.ptp(volumes)
-    voxels = volumes[0].size
-    inputs = voxel_inputs(name, volumes.shape)
-    values = torch.from_numpy(volumes.reshape(-1, 1))
-    field = make_field(config.field.to_dict(), 4, 1, volumes.size)
-    for task in range(4):
-        step = make_step(
-            field,
-            frozen(field) if task and strategy == "distillation" else None,
-            inputs,
-            values,
-            (task * voxels, (task + 1) * voxels),
-            (0, task * voxels),
-            config.batch_size,
-            config.learning_rate,
-            1.0,
-            how == "compiled",
-        )
-        for _ in range(config.num_steps):
-            step()
-        answers = render(field, inputs[: (task + 1) * voxels]).reshape(-1, *volumes.shape[1:])
-        for frame, answer in enumerate(answers.clip(0, 1)):
-            psnr = peak_signal_noise_ratio(volumes[frame], answer, data_range=1)
-            ssim = structural_similarity(volumes[frame], answer, data_range=1, channel_axis=-1)
-            print(f"after frame {task + 1}, frame {frame + 1}: {psnr:.1f} dB, {ssim:.2f}")
-        torch.save(field.state_dict(), f"{out}/task_{task + 1}.pt")
+def field_for(scan: Scan, config: ConfigDict) -> nn.Module:
+    """A fresh field for all tasks of a scan."""
+    tasks = SCENARIOS[config.scenario](config.huber_delta)
+    return make_field(
+        config.field.to_dict(), len(scan.shape), num_channels(tasks), scan.intensities.size
+    )
 
 
-if __name__ == "__main__":
-    main(sys.argv)
+def task_step(
+    field: nn.Module, teacher: nn.Module | None, scan: Scan, config: ConfigDict, number: int,
+    compiled: bool,
+) -> Callable[[], None]:  # fmt: skip
+    """One step of task `number`, from 1, as `make_step` makes it."""
+    tasks = SCENARIOS[config.scenario](config.huber_delta)[:number]
+    voxels = scan.intensities[0].size
+    if tasks[-1].output.name == "image":
+        values = scan.intensities.reshape(-1, 1)
+    else:
+        values = np.eye(NUM_CLASSES, dtype=np.float32)[scan.labels.ravel()]
+    return make_step(
+        field,
+        teacher,
+        voxel_inputs(config.field.name, scan.shape),
+        torch.from_numpy(values),
+        tuple(frame * voxels for frame in tasks[-1].frames),
+        (0, max(task.frames[1] for task in tasks[:-1]) * voxels if number > 1 else 0),
+        config.batch_size,
+        config.learning_rate,
+        config.distillation.weight if teacher else 0.0,
+        compiled,
+    )
