@@ -31,7 +31,6 @@ from configs.base import (
     SCENARIOS,
     STRATEGIES,
     ConfigError,
-    make_config,
 )
 from experiments import measuring
 from experiments.commandline import launch
@@ -43,10 +42,12 @@ from nfcl_jax.reporting.records import write_file
 from nfcl_jax.reporting.results import FIELD_TITLES
 from nfcl_jax.scenarios import Scan
 
+ALL_STRATEGIES = (*STRATEGIES, "distillation_shared")  # points, in signal expansion only
+
 _OUT = flags.DEFINE_string("out", None, "folder for what the benchmark writes")
 _COMPARE = flags.DEFINE_enum("compare", None, ["torch"], "what else takes its turns")
 _FIELDS = flags.DEFINE_list("fields", list(FIELDS), "fields")
-_STRATEGIES = flags.DEFINE_list("strategies", list(STRATEGIES), "strategies")
+_STRATEGIES = flags.DEFINE_list("strategies", list(ALL_STRATEGIES), "strategies")
 _SCENARIOS = flags.DEFINE_list("scenarios", list(SCENARIOS), "scenarios")
 _POINTS = flags.DEFINE_list("points", ["1024", "4096", "16384"], "points of a draw")
 _PATIENTS = flags.DEFINE_list("patients", ["1", "2", "4", "8", "16"], "patients, in the scaling")
@@ -122,12 +123,15 @@ def plan() -> list[list[Case]]:
         return [int(word) for word in flag.value]
 
     fields = words(_FIELDS, FIELDS)
-    strategies, scenarios = words(_STRATEGIES, STRATEGIES), words(_SCENARIOS, SCENARIOS)
+    strategies, scenarios = words(_STRATEGIES, ALL_STRATEGIES), words(_SCENARIOS, SCENARIOS)
     points = numbers(_POINTS, 2**24)
     groups = [
         [Case(field, strategy, scenario, p, patients=1, task=2)]
         for field, scenario, strategy, p in itertools.product(fields, scenarios, strategies, points)
+        if (scenario, strategy) != ("domain_expansion", "distillation_shared")
     ]
+    if not groups:
+        raise ConfigError("points are shared in signal_expansion only: nothing is left to time.")
     if "domain_expansion" in scenarios and "distillation" in strategies:
         for field in fields:
             case = Case(field, "distillation", "domain_expansion", SCALING_POINTS, 1, 2)
@@ -140,7 +144,7 @@ def time_group(cases: Sequence[Case], scan: Scan) -> list[Timing]:
     """Times the cases in turns, each beside its matrix products."""
     runs, megabytes = {}, {}
     for case in cases:
-        config = make_config(case.scenario, f"{case.field},{case.strategy}")
+        config = measuring.config_of(case)
         copies = [dataclasses.replace(scan, patient=f"{i:05d}") for i in range(case.patients)]
         runs[case, "jax"], used = measuring.our_steps(case, copies, _PER_BATCH.value)
         megabytes[case] = used / 1e6
@@ -157,7 +161,7 @@ def timing_of(case, times, megabytes: float) -> Timing:
     """The record of a case whose steps, and whose rivals', took so many seconds in each round."""
     ours = [seconds / case.patients for seconds in times[case, "jax"]]
     median = statistics.median(ours)
-    config = make_config(case.scenario, f"{case.field},{case.strategy}")
+    config = measuring.config_of(case)
     timing = Timing(
         *case,
         ms_per_step_per_patient=1e3 * median,
@@ -181,7 +185,7 @@ def timing_of(case, times, megabytes: float) -> Timing:
 def describe(timing: Timing) -> str:
     """One line for the screen."""
     line = (
-        f"{timing.field:8}{timing.strategy:13}{timing.scenario:17}{timing.points:6} points "
+        f"{timing.field:8}{timing.strategy:20}{timing.scenario:17}{timing.points:6} points "
         f"{timing.patients:2} patients task {timing.task}: "
         f"{timing.ms_per_step_per_patient:6.2f} ms, {timing.fraction_of_matmul:4.0%} of matmul"
     )
@@ -202,13 +206,33 @@ def machine() -> str:
 
 
 def as_markdown(timings: Sequence[Timing]) -> str:
-    """What the figures are of, and the figures."""
+    """What the figures are of, their summary, and all of them."""
     frame = pd.DataFrame([t._asdict() for t in timings]).dropna(axis=1, how="all")
-    shown = {name: frame[name].map(_rounded) for name in frame}
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in shown) + " |"]
-    lines.append("|" + " --- |" * len(shown))
-    lines += ["| " + " | ".join(row) + " |" for row in zip(*shown.values(), strict=True)]
-    return f"{machine()}\n\n" + "\n".join(lines) + "\n"
+    shown = frame.rename(columns=_words).map(_rounded)
+    return f"{machine()}\n\n{summary(timings)}\n{_table(shown)}"
+
+
+def summary(timings: Sequence[Timing]) -> str:
+    """How many times as fast as PyTorch, where that was timed, and the fraction of the matrix
+    products' rate, for one patient's second task, by points."""
+    columns: dict[int, dict[tuple, str]] = {}
+    for t in timings:
+        if (t.patients, t.task) == (1, 2):
+            faster = f"{t.speedup_over_torch:.2f} x, " if t.speedup_over_torch else ""
+            key = _words(t.scenario), _words(t.strategy), FIELD_TITLES[t.field]
+            # The scaling times the case that it starts from again.
+            columns.setdefault(t.points, {}).setdefault(key, f"{faster}{t.fraction_of_matmul:.0%}")
+    frame = pd.DataFrame(columns).rename_axis(["scenario", "strategy", "field"]).reset_index()
+    return _table(frame.rename(columns=lambda name: f"{name:,}" if name in columns else name))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _table(frame: pd.DataFrame) -> str:
+    rows = [frame.columns, ["---"] * len(frame.columns), *frame.itertuples(index=False)]
+    return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
 
 
 def _rounded(value) -> str:
@@ -240,7 +264,7 @@ def plot(timings: Sequence[Timing]) -> Figure:
             ax.set_xticks(sorted(set(panel.points)), sorted(set(panel.points)))
             for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
                 axis("{x:g}")
-            ax.set_title(f"{scenario.replace('_', ' ')}, {strategy}", fontsize=9)
+            ax.set_title(f"{_words(scenario)}, {_words(strategy)}", fontsize=9)
             ax.set_xlabel("points of a draw")
         axes[0].set_ylabel("ms per step and patient")
         axes[0].legend()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from configs.base import make_config
 from nfcl_jax import continual
@@ -20,7 +21,8 @@ Run = Callable[[int], None]  # does so many steps, and returns when they are don
 
 
 class Case(NamedTuple):
-    """What is timed: the steps of task `task`, from 1, of so many patients."""
+    """What is timed: the steps of task `task`, from 1, of so many patients. The strategy may be
+    "distillation_shared", with `distillation.points` so."""
 
     field: str
     strategy: str
@@ -28,6 +30,16 @@ class Case(NamedTuple):
     points: int
     patients: int
     task: int
+
+
+def config_of(case: Case) -> ConfigDict:
+    """The config of a run that takes these steps."""
+    strategy, _, points = case.strategy.partition("_")
+    config = make_config(case.scenario, f"{case.field},{strategy}")
+    config.batch_size = case.points
+    if points:
+        config.distillation.points = points
+    return config
 
 
 def layer_sizes(case: Case, config: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -41,7 +53,7 @@ def layer_sizes(case: Case, config: Mapping[str, Any]) -> list[tuple[int, int]]:
 
 def points_asked(case: Case) -> int:
     """Points that the student is asked in a step."""
-    return case.points * (2 if case.strategy != "finetune" and case.task > 1 else 1)
+    return case.points * (2 if case.strategy == "distillation" and case.task > 1 else 1)
 
 
 def flops(case: Case, sizes: list[tuple[int, int]]) -> int:
@@ -54,9 +66,9 @@ def flops(case: Case, sizes: list[tuple[int, int]]) -> int:
 
 def our_steps(case: Case, scans: Sequence[Scan], per_batch: int | None) -> tuple[Run, int]:
     """The steps of a run as `experiments.train` makes it, and the bytes that they take."""
-    config = make_config(case.scenario, f"{case.field},{case.strategy}")
+    config = config_of(case)
     tasks = SCENARIOS[case.scenario](config.huber_delta)
-    strategy = create_strategy(case.strategy, dict(config.get(case.strategy, {})))
+    strategy = create_strategy(config.strategy, dict(config.get(config.strategy, {})))
     settings = continual.Settings(
         config.learning_rate, config.num_steps, case.points, per_batch, config.seed
     )
@@ -155,13 +167,12 @@ def median_ratio(times: list[float], others: list[float]) -> float:
 
 
 def torch_steps(case: Case, scan: Scan, compiled: bool) -> Run:
-    """The same steps by PyTorch, which must be installed."""
+    """The same steps by PyTorch, which must be installed; distillation has its own points."""
     from experiments import torch_loop
 
-    config = make_config(case.scenario, f"{case.field},{case.strategy}")
-    config.batch_size = case.points
+    config = config_of(case)
     field = torch_loop.field_for(scan, config)
-    distil = case.strategy == "distillation" and case.task > 1
+    distil = config.strategy == "distillation" and case.task > 1
     teacher = torch_loop.frozen(field) if distil else None
     step = torch_loop.task_step(field, teacher, scan, config, case.task, compiled)
 

@@ -1,10 +1,10 @@
 import json
 
 import pytest
+from conftest import REPOSITORY
 from test_readme import run
 
-from configs.base import make_config
-from experiments import measuring
+from experiments import benchmark, measuring
 from experiments.measuring import Case
 
 SIREN = Case("siren", "distillation", "domain_expansion", 1000, patients=1, task=2)
@@ -19,14 +19,18 @@ SIREN = Case("siren", "distillation", "domain_expansion", 1000, patients=1, task
         (SIREN, 4 * (3 * (4 * 256 + 2 * 256**2 + 256) - 4 * 256)),
         (SIREN._replace(field="diner", task=1), 6 * (256 + 2 * 256**2 + 256)),
         (
+            SIREN._replace(scenario="signal_expansion", strategy="distillation_shared"),
+            2 * (3 * (3 * 256 + 2 * 256**2 + 5 * 256) - 3 * 256),
+        ),
+        (
             SIREN._replace(field="pe_relu", scenario="signal_expansion"),
             4 * (3 * (60 * 256 + 2 * 256**2 + 5 * 256) - 60 * 256),
         ),
     ],
 )
 def test_flops_are_those_of_the_matrix_products(case, per_point):
-    config = make_config(case.scenario, f"{case.field},{case.strategy}").field
-    assert measuring.flops(case, measuring.layer_sizes(case, config)) == 1000 * per_point
+    sizes = measuring.layer_sizes(case, measuring.config_of(case).field)
+    assert measuring.flops(case, sizes) == 1000 * per_point
 
 
 def test_all_take_their_turns_in_every_round():
@@ -61,3 +65,12 @@ def test_a_wrong_case_is_one_message(tmp_path):
     done = run("python -m experiments.benchmark --out=out --points=0", tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip().startswith("error: --points must be numbers from 1 to ")
+
+
+def test_the_page_on_performance_shows_the_last_run():
+    docs = REPOSITORY / "docs"
+    records = json.loads((docs / "performance/benchmark.json").read_text())
+    timings = [benchmark.Timing(**{k: r[k] for k in benchmark.Timing._fields}) for r in records]
+    page = (docs / "performance.md").read_text()
+    assert benchmark.summary(timings) in page
+    assert records[0]["machine"] in page

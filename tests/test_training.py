@@ -320,3 +320,14 @@ print(json.dumps([m.value for m in results[1].metrics]))
     on_four = json.loads(done.stdout.splitlines()[-1])
     here = train(cohort(), domain_expansion()[:2], "siren", distillation(weight=1.0))[1]
     np.testing.assert_allclose(on_four, [m.value for m in here.metrics], rtol=2e-4)
+
+
+def test_later_tasks_and_batches_run_in_the_programs_of_the_first_ones():
+    scans = [make_scan(f"patient{i}", (8, 9, 2)) for i in range(3)]
+    settings = SETTINGS._replace(patients_per_batch=2)
+    training.compile_for.cache_clear()
+    train(scans, domain_expansion(), "siren", distillation(weight=1.0), settings)
+    programs = training.compile_for(device_mesh(jax.devices()[:1]))
+    # The first task has no teacher.
+    assert programs.start_task._cache_size() == programs.fit_steps._cache_size() == 2
+    assert programs.render._cache_size() == 1

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 RESAMPLES = 10_000
 
@@ -81,6 +80,8 @@ def paired_test(differences: Float[np.ndarray, " patients"]) -> PairedTest:
     correlation (Kerby, 2014), (W+ - W-) / (W+ + W-): the ranks of the positive differences less
     those of the negative, from -1 to 1. NaN if no difference is left.
     """
+    from scipy import stats  # slow to import, and only a report needs it
+
     values = differences[np.isfinite(differences) & (differences != 0)]
     if not values.size:
         return PairedTest(float("nan"), float("nan"))
