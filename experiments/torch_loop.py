@@ -118,6 +118,7 @@ def make_step(
         return loss
 
     if compiled:
+        torch.compiler.reset()  # else it generalises over earlier sizes, and gives up after eight
         loss_of = torch.compile(loss_of)
 
     def step():
