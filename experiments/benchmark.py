@@ -23,6 +23,7 @@ import matplotlib as mpl
 import pandas as pd
 from absl import app, flags
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from rich.console import Console
 
 from configs.base import (
@@ -262,8 +263,9 @@ def plot(timings: Sequence[Timing]) -> Figure:
             ax.set_xscale("log", base=2)
             ax.set_yscale("log")
             ax.set_xticks(sorted(set(panel.points)), sorted(set(panel.points)))
-            for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-                axis("{x:g}")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("")
             ax.set_title(f"{_words(scenario)}, {_words(strategy)}", fontsize=9)
             ax.set_xlabel("points of a draw")
         axes[0].set_ylabel("ms per step and patient")
