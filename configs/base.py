@@ -45,6 +45,9 @@ def make_config(scenario: str, argument: str) -> ConfigDict:
     # How many scans one call of the program fits: 0 is all; None is one per device on CPUs, where
     # more are no faster and take more memory, and as many as draw 131,072 points elsewhere.
     config.patients_per_batch = config_dict.placeholder(int)
+    # Steps after which a task in the middle is saved, at the end of a chunk of 50; 0 saves it only
+    # when a signal stops the run, and between patients.
+    config.checkpoint_every_steps = 0
     # Of the matrix products, on hardware that has others: one of MATMUL_PRECISIONS.
     config.matmul_precision = "float32"
 
@@ -60,6 +63,7 @@ def make_config(scenario: str, argument: str) -> ConfigDict:
     config.data = ConfigDict()
     config.data.root = ""  # the folder of patientNNN folders; empty is the built-in phantom
     config.data.patients = ""  # comma-separated; empty is all
+    config.data.skip_invalid = False  # go on without patients whose files have faults
     return config
 
 
@@ -100,6 +104,7 @@ def check_config(config: ConfigDict) -> None:
     check("learning_rate", positive, "positive")
     check("huber_delta", positive, "positive")
     check("patients_per_batch", lambda x: x is None or x >= 0, "at least 1, or 0 for all")
+    check("checkpoint_every_steps", at_least(0), "at least 1, or 0 for never")
     precisions = ", ".join(MATMUL_PRECISIONS)
     check("matmul_precision", lambda x: x in MATMUL_PRECISIONS, f"one of {precisions}")
     check("field.width", at_least(1), "at least 1")

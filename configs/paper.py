@@ -20,8 +20,9 @@ def get_config() -> ConfigDict:
     config.num_steps = 500
     config.batch_size = 4096
     config.patients_per_batch = config_dict.placeholder(int)
+    config.checkpoint_every_steps = 0
     config.matmul_precision = "float32"
-    config.data = ConfigDict({"root": "", "patients": ""})
+    config.data = ConfigDict({"root": "", "patients": "", "skip_invalid": False})
 
     # Patients that the report shows slice by slice, between commas; empty is the first three.
     config.show = ""

@@ -13,6 +13,7 @@ import jax
 from absl import app, flags
 
 from configs.base import ConfigError
+from experiments.guards import Stopped
 from nfcl_jax.data.acdc import DataError
 from nfcl_jax.reporting.results import ReportError
 
@@ -69,5 +70,8 @@ def _explain(function):
         except (ConfigError, DataError, ReportError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except Stopped as stop:
+            print(f"{stop}; everything is saved, the same command goes on", file=sys.stderr)
+            sys.exit(stop.exit_code)
 
     return explained

@@ -20,6 +20,7 @@ from configs.base import (
     make_config,
     split_words,
 )
+from experiments.guards import locked, stopping
 from experiments.running import (
     describe_scans,
     log,
@@ -30,12 +31,17 @@ from experiments.running import (
     run,
 )
 from experiments.screen import ProgressBar, claims_table, log_to_screen
-from nfcl_jax.checkpoints import finished_tasks
+from nfcl_jax.checkpoints import num_learned
+from nfcl_jax.data.acdc import Cohort
 from nfcl_jax.reporting.report import write_report
 from nfcl_jax.reporting.shown import save_shown
 from nfcl_jax.scenarios import SCENARIOS, Scan
 
 NUM_SHOWN = 3  # patients in the report's viewer, unless config.show names them
+# What every cell takes from the grid's config.
+SHARED = (
+    "num_steps", "batch_size", "patients_per_batch", "checkpoint_every_steps", "matmul_precision",
+)  # fmt: skip
 
 
 class Cell(NamedTuple):
@@ -58,17 +64,23 @@ def run_grid(config: ConfigDict, workdir: Path, console: Console) -> bool:
       DataError: if the scans cannot be used.
     """
     cells = make_cells(config, workdir)
+    with locked(workdir):
+        return _run_grid(config, cells, workdir, console)
+
+
+def _run_grid(config: ConfigDict, cells: list[Cell], workdir: Path, console: Console) -> bool:
     with log_to_screen(console):
         scenarios = dict.fromkeys(cell.config.scenario for cell in cells)
-        scans = read_data(config, scenarios, workdir)
+        cohort = read_data(config, scenarios, workdir)
+    scans = cohort.scans
     shown = _shown(config, scans)
     for cell in cells:
         own, tasks = scans[cell.config.scenario], SCENARIOS[cell.config.scenario]()
-        records = describe_scans(own, tasks, cell.config)
+        records = describe_scans(own, tasks, cell.config, cohort.faults)
         refuse_another_run(cell.config, records, workdir / "cells" / cell.name)
     save_shown(workdir, [scan for s in scans.values() for scan in s], shown)
-    with log_to_screen(console, logging.WARNING):
-        failed = run_cells(cells, scans, workdir, console)
+    with log_to_screen(console, logging.WARNING), stopping() as asked_to_stop:
+        failed = run_cells(cells, cohort, workdir, console, asked_to_stop)
     console.print(f"{len(cells) - len(failed)} of {len(cells)} cells are done.")
     for name, fault in failed.items():
         console.print(f"failed: {name}: {fault}", style="bold red", markup=False)
@@ -79,24 +91,32 @@ def run_grid(config: ConfigDict, workdir: Path, console: Console) -> bool:
 
 
 def run_cells(
-    cells: list[Cell], scans: dict[str, list[Scan]], workdir: Path, console: Console
+    cells: list[Cell],
+    cohort: Cohort,
+    workdir: Path,
+    console: Console,
+    asked_to_stop: Callable[[], int | None] = lambda: None,
 ) -> dict[str, str]:
     """Runs the cells one after the other; what went wrong, by name, of those that failed."""
     folder = workdir / "cells"
     work = {}
     for cell in cells:
-        learned = len(finished_tasks(folder / cell.name)) or int(cell.twin is not None)
-        work[cell.name] = planned_work(cell.config, scans[cell.config.scenario], learned)
+        learned = num_learned(folder / cell.name) or int(cell.twin is not None)
+        work[cell.name] = planned_work(cell.config, cohort.scans[cell.config.scenario], learned)
     failed = {}
     with ProgressBar(console, sum(map(sum, work.values()))) as bar:
         for number, cell in enumerate(cells, start=1):
             title = f"cell {number}/{len(cells)} {cell.name}"
             twin = folder / cell.twin if cell.twin else None
-            cell_scans = scans[cell.config.scenario]
+            scans = cohort.scans[cell.config.scenario]
             started = time.monotonic()
             try:
-                with bar.of_run(title, work[cell.name], cell.config.num_steps) as on_progress:
-                    run(cell.config, cell_scans, folder / cell.name, on_progress, twin)
+                with (
+                    locked(folder / cell.name),
+                    bar.of_run(title, work[cell.name], cell.config.num_steps) as on_progress,
+                ):
+                    own, left_out = folder / cell.name, cohort.faults
+                    run(cell.config, scans, own, on_progress, asked_to_stop, twin, left_out)
             except Exception as error:  # one cell shall not take the others with it
                 failed[cell.name] = f"{type(error).__name__}: {error}"
                 log.warning("%s failed: %s", cell.name, failed[cell.name])
@@ -137,10 +157,11 @@ def make_cells(config: ConfigDict, workdir: Path) -> list[Cell]:
                 constants.weight = weight
                 name = f"{scenario}-{field}-{strategy}_weight{weight:g}-seed{seed}"
             cell.seed = seed
-            for shared in ("num_steps", "batch_size", "patients_per_batch", "matmul_precision"):
+            for shared in SHARED:
                 cell[shared] = config[shared]
             cell.data.root = config.data.root or str(phantom_root(workdir))
             cell.data.patients = config.data.patients
+            cell.data.skip_invalid = config.data.skip_invalid
             check_config(cell)
             if any(fnmatch.fnmatchcase(name, p) for p in split_words(config.cells) or ["*"]):
                 cells.append(Cell(name, cell, twin))

@@ -7,18 +7,20 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import pandas as pd
 from ml_collections import ConfigDict
 
 from configs.base import ConfigError, split_words
-from nfcl_jax import checkpoints, continual
-from nfcl_jax.data.acdc import read_scans
+from experiments.guards import Stopped
+from nfcl_jax import checkpoints, continual, unfinished
+from nfcl_jax.data.acdc import Cohort, read_cohort, refuse_faults
 from nfcl_jax.data.phantom import write_phantom
-from nfcl_jax.fields import create_field, init_params, num_parameters
+from nfcl_jax.fields import Params, create_field, init_params, num_parameters
 from nfcl_jax.reporting.records import Label, read_csv, write_csv, write_file
 from nfcl_jax.reporting.results import as_frame, per_patient
 from nfcl_jax.reporting.tables import summary_of_run
@@ -28,15 +30,24 @@ from nfcl_jax.strategies import create_strategy
 log = logging.getLogger("nfcl_jax")
 
 
-def read_data(config: ConfigDict, scenarios: Iterable[str], workdir: Path) -> dict[str, list[Scan]]:
+def read_data(config: ConfigDict, scenarios: Iterable[str], workdir: Path) -> Cohort:
     """The scans of the config's patients for each scenario; of the phantom, written first, if the
-    config names no root."""
+    config names no root.
+
+    Raises:
+      DataError: if there are faults that the config does not skip, or nothing is left.
+    """
     root = config.data.root
     if not root:
         root = written_phantom(workdir)
         log.info("no config.data.root: running on the built-in phantom, written to %s", root)
     patients = split_words(config.data.patients)
-    return {scenario: read_scans(root, scenario, patients) for scenario in scenarios}
+    cohort = read_cohort(root, scenarios, patients)
+    for warning in cohort.warnings:
+        log.warning(warning)
+    if not config.data.skip_invalid or not any(cohort.scans.values()):
+        refuse_faults(cohort)
+    return cohort
 
 
 def phantom_root(workdir: Path) -> Path:
@@ -55,26 +66,31 @@ def run(
     scans: list[Scan],
     workdir: Path,
     on_progress: Callable[[continual.Progress], None],
+    asked_to_stop: Callable[[], int | None] = lambda: None,
     twin: Path | None = None,
+    left_out: Mapping[str, list[str]] = MappingProxyType({}),
 ) -> pd.DataFrame:
-    """One run; its folder may hold the first tasks of the same run, which are not done again.
+    """One run; its folder may hold a part of the same run, which is not done again.
 
     Args:
       config: checked, see `configs.base.check_config`.
       scans: as `read_data` gives them for this config.
       workdir: the run's folder.
       on_progress: called between chunks of steps.
+      asked_to_stop: the number of the signal that asked for it, if one has; see `guards.stopping`.
       twin: a run that differs in the strategy alone. The first task knows no strategy: if this run
         has not learned it, it is taken from there.
+      left_out: the faults of patients without scans, for patients.json.
 
     Returns:
       What the run's summary.csv holds.
 
     Raises:
       ConfigError: if the folder holds another run.
+      Stopped: once asked to stop, when all that was done is saved.
     """
     tasks = SCENARIOS[config.scenario](config.huber_delta)
-    scan_records = describe_scans(scans, tasks, config)
+    scan_records = describe_scans(scans, tasks, config, left_out)
     refuse_another_run(config, scan_records, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with _log_to(workdir / "train.log"), jax.default_matmul_precision(config.matmul_precision):
@@ -84,18 +100,23 @@ def run(
         label = Label(config.scenario, config.field.name, config.strategy, config.seed)
         metadata = {"config": config.to_dict(), "scans": scan_records}
         started = time.monotonic()
-        learned = len(checkpoints.finished_tasks(workdir))
+        learned, params = _learned_before(workdir, len(tasks))
         metrics, fits = read_rows(workdir, learned) if learned else ([], [])
         if learned:
             log.info("%d of %d tasks were learned before", learned, len(tasks))
-        for result in _learn(config, scans, tasks, workdir, learned, on_progress, twin):
+        keep = _keeper(config, workdir, asked_to_stop)
+        results = _learn(config, scans, tasks, workdir, learned, params, on_progress, keep, twin)
+        for result in results:
             metrics += result.metrics
             fits += result.fits
             write_csv(workdir / "metrics.csv", metrics, label)
             write_csv(workdir / "fits.csv", fits)
             # The checkpoint comes last: where it is, the task's rows are.
             checkpoints.save(workdir, result.number, result.params, metadata)
+            unfinished.clear(workdir)
             _log_task(result, tasks)
+            if asked_to_stop() and result.number < len(tasks):
+                raise Stopped(asked_to_stop())
         frame = as_frame(config.to_dict(), config.strategy, metrics, fits)
         summary = summary_of_run(per_patient(frame))
         write_file(workdir / "summary.csv", summary.to_csv(index=False, na_rep="nan"))
@@ -103,13 +124,55 @@ def run(
     return summary
 
 
+def _keeper(config: ConfigDict, workdir: Path, asked_to_stop) -> Callable:
+    """What saves the task in the middle: scans that are done with it; all between chunks of steps
+    if the config says so; and everything before `Stopped`."""
+    saved_at = 0
+
+    def keep(task, step, snapshot):
+        nonlocal saved_at
+        done, number = step == config.num_steps, asked_to_stop()
+        every = config.checkpoint_every_steps
+        if done or number or (every and step - saved_at >= every):
+            unfinished.save(workdir, task, snapshot())
+            saved_at = 0 if done else step
+        if number:
+            raise Stopped(number)
+
+    return keep
+
+
+def _learned_before(workdir: Path, num_tasks: int) -> tuple[int, dict[str, Params]]:
+    """How many tasks the folder holds, and what the last of them left, unless it was the last of
+    all. Checkpoints that cannot be used are set aside."""
+    there, learned = checkpoints.finished_tasks(workdir), checkpoints.num_learned(workdir)
+    if learned == num_tasks:
+        return learned, {}
+    if len(there) > learned:
+        log.warning("%s: no checkpoint of task %d", workdir, learned + 1)
+    params = {}
+    while learned and not params:
+        try:
+            params = checkpoints.load_all(workdir, learned)
+        except checkpoints.CheckpointError as error:
+            log.warning("%s", error)
+            learned -= 1
+    for task in there:
+        if task > learned:
+            aside = checkpoints.set_aside(workdir, task)
+            log.warning("task %d is learned again; its checkpoint is now %s", task, aside)
+    return learned, params
+
+
 def _learn(
-    config, scans, tasks, workdir, learned, on_progress, twin
+    config, scans, tasks, workdir, learned, params, on_progress, keep, twin
 ) -> Iterator[continual.TaskResult]:
     """The results of the tasks after the first `learned`."""
     if learned == len(tasks):
         return
-    params = checkpoints.load_all(workdir, learned) if learned else {}
+    begun, faults = unfinished.load(workdir, learned + 1, [scan.name for scan in scans])
+    for fault in faults:
+        log.warning(fault)
     if not learned and twin and 1 in checkpoints.finished_tasks(twin):
         learned, params = 1, checkpoints.load_all(twin, 1)
         log.info("task 1 of %d is taken from %s", len(tasks), twin)
@@ -133,7 +196,7 @@ def _learn(
     strategy = create_strategy(config.strategy, dict(config.get(config.strategy, {})))
     field = config.field.to_dict()
     yield from continual.learn(
-        scans, tasks, field, strategy, settings, mesh, on_progress, learned, params
+        scans, tasks, field, strategy, settings, mesh, on_progress, learned, params, begun, keep
     )
 
 
@@ -141,13 +204,16 @@ def read_rows(workdir: Path, most: int) -> tuple[list[continual.Metric], list[co
     """What a run's folder holds of its first `most` tasks.
 
     Raises:
-      ValueError: if a task has no rows.
+      ConfigError: if they cannot be read, or a task has no rows.
     """
-    metrics = read_csv(workdir / "metrics.csv", continual.Metric)
-    fits = read_csv(workdir / "fits.csv", continual.Fit)
+    try:
+        metrics = read_csv(workdir / "metrics.csv", continual.Metric)
+        fits = read_csv(workdir / "fits.csv", continual.Fit)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     for task in range(1, most + 1):
         if not any(row.trained_task == task for row in metrics):
-            raise ValueError(f"{workdir / 'metrics.csv'}: has no rows of task {task}.")
+            raise ConfigError(f"{workdir / 'metrics.csv'}: has no rows of task {task}.")
     return (
         [row for row in metrics if row.trained_task <= most],
         [row for row in fits if row.task <= most],
@@ -173,9 +239,12 @@ def refuse_another_run(config: ConfigDict, scan_records: list[dict], workdir: Pa
 
 
 def _what_matters(config: dict) -> dict:
-    """A config without what changes no result: the size of batches, the spelling of a path."""
+    """A config without what changes no result: the size of batches, when it is saved, the spelling
+    of a path."""
     data = config["data"] | {"root": str(Path(config["data"]["root"]).resolve())}
-    return {k: v for k, v in config.items() if k != "patients_per_batch"} | {"data": data}
+    data.pop("skip_invalid", None)  # patients.json tells who was left out
+    indifferent = ("patients_per_batch", "checkpoint_every_steps")
+    return {k: v for k, v in config.items() if k not in indifferent} | {"data": data}
 
 
 def _differences(there, wanted, name: str) -> list[str]:
@@ -190,8 +259,14 @@ def _json(value) -> str:
     return json.dumps(value, indent=2)
 
 
-def describe_scans(scans: list[Scan], tasks: tuple[Task, ...], config: ConfigDict) -> list[dict]:
-    """What patients.json holds of each scan, and how large its field is."""
+def describe_scans(
+    scans: list[Scan],
+    tasks: tuple[Task, ...],
+    config: ConfigDict,
+    left_out: Mapping[str, list[str]],
+) -> list[dict]:
+    """What patients.json holds: of each scan, with the size of its field, and of each patient that
+    is left out, with the reasons."""
     records = []
     for scan in scans:
         field = create_field(config.field.to_dict(), num_channels(tasks), scan.intensities.size)
@@ -206,7 +281,7 @@ def describe_scans(scans: list[Scan], tasks: tuple[Task, ...], config: ConfigDic
                 "parameters": _count_parameters(field, len(scan.shape)),
             }
         )
-    return records
+    return records + [{"patient": name, "left_out": faults} for name, faults in left_out.items()]
 
 
 @functools.lru_cache
@@ -217,6 +292,9 @@ def _count_parameters(field, axes: int) -> int:
 
 def _log_start(scan_records: list[dict]) -> None:
     for record in scan_records:
+        if "left_out" in record:
+            log.warning("%s is left out: %s", record["patient"], " ".join(record["left_out"]))
+            continue
         voxels = functools.reduce(int.__mul__, record["shape"])
         log.info(
             "%s/%s: %s voxels, %d parameters, %.3f per voxel",
@@ -249,6 +327,9 @@ def _log_to(path: Path):
     log.setLevel(logging.INFO)
     try:
         yield
+    except Stopped as stop:
+        log.info("%s; the same command goes on from here", stop)
+        raise
     except BaseException:
         record = log.makeRecord(log.name, logging.ERROR, "", 0, "ended early", (), sys.exc_info())
         handler.handle(record)

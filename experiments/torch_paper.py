@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     config, out = _CONFIG.value, Path(_WORKDIR.value)
     cells = make_cells(config, out)
     out.mkdir(parents=True, exist_ok=True)
-    scans = read_data(config, dict.fromkeys(cell.config.scenario for cell in cells), out)
+    scans = read_data(config, dict.fromkeys(cell.config.scenario for cell in cells), out).scans
     firsts = {}
     for cell in cells:
         tasks = SCENARIOS[cell.config.scenario]()

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from configs.base import check_config
 from experiments.commandline import launch
+from experiments.guards import locked, stopping
 from experiments.running import planned_work, read_data, run
 from experiments.screen import ProgressBar, log_to_screen, summary_table
-from nfcl_jax.checkpoints import finished_tasks
+from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.reporting.records import Label
 from nfcl_jax.scenarios import SCENARIOS
 
@@ -39,18 +40,22 @@ def train(config: ConfigDict, workdir: Path, console: Console) -> None:
       DataError: if the scans cannot be used.
     """
     check_config(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    with log_to_screen(console):
-        scans = read_data(config, [config.scenario], workdir)[config.scenario]
-        work = planned_work(config, scans, learned=len(finished_tasks(workdir)))
+    with log_to_screen(console), locked(workdir), stopping() as asked_to_stop:
+        cohort = read_data(config, [config.scenario], workdir)
+        scans = cohort.scans[config.scenario]
+        work = planned_work(config, scans, learned=num_learned(workdir))
         with (
             ProgressBar(console, sum(work)) as bar,
             bar.of_run("", work, config.num_steps) as on_progress,
         ):
-            summary = run(config, scans, workdir, on_progress)
+            summary = run(
+                config, scans, workdir, on_progress, asked_to_stop, left_out=cohort.faults
+            )
     label = Label(config.scenario, config.field.name, config.strategy, config.seed)
     tasks = SCENARIOS[config.scenario](config.huber_delta)
     console.print(summary_table(summary, label, tasks, len({scan.patient for scan in scans})))
+    if cohort.faults:
+        console.print(f"left out: {', '.join(cohort.faults)}; why is in {workdir}/patients.json")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ of devices, without the code that made it, and one patient's part without the ot
 config, patients and tasks go in as custom metadata, so that it explains itself.
 """
 
+import hashlib
+import itertools
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,10 @@ from orbax.checkpoint import v1 as ocp
 from nfcl_jax.fields import Params
 
 FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used."""
 
 
 def checkpoint_path(workdir: str | Path, task: int) -> Path:
@@ -38,11 +45,22 @@ def save(
     for name, scan_params in params.items():
         patient, image = name.split("/")
         tree.setdefault(patient, {})[image] = jax.tree.map(np.asarray, scan_params)
+    digests = {name: digest(scan_params) for name, scan_params in params.items()}
     ocp.save(
         checkpoint_path(workdir, task),
         tree,
-        custom_metadata=metadata | {"task": task, "format": FORMAT},
+        custom_metadata=metadata | {"task": task, "format": FORMAT, "digests": digests},
     )
+
+
+def digest(params: Params) -> str:
+    """SHA-256 of the names, types, shapes and bytes of all leaves."""
+    state = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        leaf = np.ascontiguousarray(leaf)
+        state.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        state.update(leaf.data)
+    return state.hexdigest()
 
 
 def load_metadata(workdir: str | Path, task: int) -> dict[str, Any]:
@@ -50,7 +68,7 @@ def load_metadata(workdir: str | Path, task: int) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: if there is no such checkpoint.
-      ValueError: if it was written in another format.
+      CheckpointError: if it was written in another format, or is damaged.
     """
     return dict(_metadata(workdir, task).custom_metadata)
 
@@ -59,7 +77,7 @@ def load(workdir: str | Path, task: int, patient: str, image: str) -> Params:
     """One scan's parameters after a task, as numpy arrays; nothing else is read.
 
     Raises:
-      FileNotFoundError, ValueError: as `load_metadata`.
+      FileNotFoundError, CheckpointError: as `load_metadata`.
       KeyError: if the checkpoint does not have that patient and image.
     """
     shapes = _metadata(workdir, task).metadata
@@ -73,7 +91,7 @@ def load_all(workdir: str | Path, task: int) -> dict[str, Params]:
     """Every scan's parameters after a task, as numpy arrays, by the scan's name.
 
     Raises:
-      FileNotFoundError, ValueError: as `load_metadata`.
+      FileNotFoundError, CheckpointError: as `load_metadata`.
     """
     tree = _load(workdir, task, _metadata(workdir, task).metadata)
     return {
@@ -90,20 +108,53 @@ def finished_tasks(workdir: str | Path) -> tuple[int, ...]:
     return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
 
 
+def num_learned(workdir: str | Path) -> int:
+    """How many tasks have checkpoints without a gap, from the first on."""
+    numbers = finished_tasks(workdir)
+    return next(n for n in itertools.count() if n + 1 not in numbers)
+
+
+def set_aside(workdir: str | Path, task: int) -> Path:
+    """Renames a checkpoint, so that the task can be saved again; returns where it is now."""
+    path = checkpoint_path(workdir, task)
+    aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    return path.rename(aside)
+
+
 def _load(workdir, task, shapes):
+    metadata = _metadata(workdir, task)
     wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with context:
-        return ocp.load(checkpoint_path(workdir, task), wanted)
+    path = checkpoint_path(workdir, task)
+    try:
+        with context:
+            tree = ocp.load(path, wanted)
+    except Exception as error:  # of any kind, as the damage may be
+        raise CheckpointError(f"{path}: damaged ({_first_line(error)}).") from error
+    digests = metadata.custom_metadata.get("digests", {})  # early runs have none
+    for patient, images in tree.items():
+        for image, params in images.items():
+            name = f"{patient}/{image}"
+            if digests.get(name, digest(params)) != digest(params):
+                raise CheckpointError(f"{path}: damaged (other parameters of {name} were saved).")
+    return tree
 
 
 def _metadata(workdir: str | Path, task: int):
     path = checkpoint_path(workdir, task)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no checkpoint of task {task} here.")
-    metadata = ocp.metadata(path)
-    version = (metadata.custom_metadata or {}).get("format")
+    try:
+        metadata = ocp.metadata(path)
+        version = (metadata.custom_metadata or {}).get("format")
+    except Exception as error:  # of any kind, as the damage may be
+        raise CheckpointError(f"{path}: damaged ({_first_line(error)}).") from error
     if version != FORMAT:
-        raise ValueError(f"{path}: format {version} instead of {FORMAT}.")
+        raise CheckpointError(f"{path}: format {version} instead of {FORMAT}.")
     return metadata
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,5 +1,6 @@
 """The loop over tasks: fit every scan to a task, score it on all tasks so far, go on."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from nfcl_jax.training import (
     Patient,
     TaskArrays,
     TaskOutputs,
+    TrainState,
     compile_for,
     padded_size,
     stack_scans,
@@ -70,6 +72,22 @@ class TaskResult(NamedTuple):
     params: dict[str, Params]
     metrics: list[Metric]
     fits: list[Fit]
+
+
+class ScanProgress(NamedTuple):
+    """What one scan has of a task after `step` of its steps, on the host: all that is needed to go
+    on. The parameters are as the training sees them, padded; once the scan is done with the task
+    they are not, there is no state of the optimiser, and there are scores."""
+
+    step: int
+    params: Params
+    optimiser: list[np.ndarray]  # leaves
+    losses: Losses
+    metrics: list[Metric]
+    fits: list[Fit]
+
+
+Snapshot = Callable[[], dict[str, ScanProgress]]
 
 
 class Progress(NamedTuple):
@@ -125,6 +143,8 @@ def learn(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     learned: int = 0,
     params: Mapping[str, Params] | None = None,
+    begun: Mapping[str, ScanProgress] | None = None,
+    on_chunk: Callable[[int, int, Snapshot], None] = lambda task, step, snapshot: None,
 ) -> Iterator[TaskResult]:
     """Fits a field to every scan, task by task.
 
@@ -142,29 +162,51 @@ def learn(
       learned: how many tasks are learned already; the work goes on after them, to the same results
         as if it had not been interrupted.
       params: what they left, by the scan's name.
+      begun: what scans have of the next task, by their names; those of one batch must have done the
+        same number of steps, or they begin it again.
+      on_chunk: called with the numbers of the task and of the step between chunks of steps, and
+        when a batch that is not the last is done. Calling the snapshot gives what its scans have.
 
     Yields:
       A result after each further task, with scores on every task so far.
     """
     per_batch, batches = make_batches(scans, settings.patients_per_batch, settings.batch_size, mesh)
-    params = dict(params or {})
+    params, begun = dict(params or {}), dict(begun or {})
     for number in range(learned + 1, len(tasks) + 1):
-        metrics, fits = [], []
+        done = {name: scan for name, scan in begun.items() if scan.fits}
+        metrics = [metric for scan in done.values() for metric in scan.metrics]
+        fits = [fit for scan in done.values() for fit in scan.fits]
+        params |= {name: scan.params for name, scan in done.items()}
         seen = tasks[:number]
-        for place, batch in enumerate(batches, start=1):
+        for place, whole_batch in enumerate(batches, start=1):
+            batch = [scan for scan in whole_batch if scan.name not in done]
+            if not batch:
+                continue
 
             def report(step, losses, number=number, place=place, batch=batch):
                 mean = float(np.mean(np.asarray(losses.fit)[: len(batch), -1]))
                 names = tuple(scan.name for scan in batch)
                 on_progress(Progress(number, place, len(batches), names, step, mean))
 
+            def keep(step, snapshot, number=number):
+                on_chunk(number, step, snapshot)
+
             after, losses, outputs = _learn_task(
-                batch, per_batch, seen, params, field, strategy, settings, mesh, report
+                batch, per_batch, seen, params, begun, field, strategy, settings, mesh, report, keep
             )
+            finished = {}
             for i, scan in enumerate(batch):
+                scores = _score(scan, seen, outputs[i])
+                fit = _judge(scan, seen[-1], number, losses[i], outputs[i])
+                finished[scan.name] = ScanProgress(
+                    settings.num_steps, after[i], [], losses[i], scores, [fit]
+                )
                 params[scan.name] = after[i]
-                metrics += _score(scan, seen, outputs[i])
-                fits.append(_judge(scan, seen[-1], number, losses[i], outputs[i]))
+                metrics += scores
+                fits.append(fit)
+            if place < len(batches):
+                keep(settings.num_steps, lambda finished=finished: finished)
+        begun = {}
         yield TaskResult(number, dict(params), sorted(metrics), sorted(fits))
 
 
@@ -227,7 +269,9 @@ def task_arguments(
     )
 
 
-def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh, report):
+def _learn_task(
+    batch, per_batch, tasks, params, begun, field, strategy, settings, mesh, report, keep
+):
     """Fits one batch to the last of `tasks`; parameters, losses and rendered outputs per scan."""
     config, outputs, patients, task_arrays, stop_earlier, stop_seen = task_arguments(
         batch, per_batch, tasks, field, strategy, settings
@@ -243,8 +287,8 @@ def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh
     state, memory = programs.start_task(
         config, outputs, before, patients, task_arrays, jnp.int32(stop_earlier)
     )
-    chunks: list[Losses] = []
-    for first in range(0, settings.num_steps, STEPS_PER_CHUNK):
+    state, step, chunks = _go_on([begun.get(scan.name) for scan in batch], state)
+    for first in range(step, settings.num_steps, STEPS_PER_CHUNK):
         stop = min(first + STEPS_PER_CHUNK, settings.num_steps)
         state, losses = programs.fit_steps(
             config,
@@ -261,6 +305,8 @@ def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh
         if chunks:
             report(first, chunks[-1])
         chunks.append(jax.tree.map(lambda x, n=stop - first: x[:, :n], losses))
+        if stop < settings.num_steps:
+            keep(stop, functools.partial(_snapshot, batch, stop, state, chunks))
     report(settings.num_steps, chunks[-1])
 
     rendered = np.asarray(
@@ -275,6 +321,38 @@ def _learn_task(batch, per_batch, tasks, params, field, strategy, settings, mesh
         [Losses(fit, penalty) for fit, penalty in zip(*all_losses, strict=True)],
         [_as_volumes(rendered[i], scan, num_seen) for i, scan in enumerate(batch)],
     )
+
+
+def _snapshot(batch, step, state, chunks) -> dict[str, ScanProgress]:
+    """What each scan of a batch has after `step` steps."""
+    host = jax.device_get(state)
+    losses = Losses(*(np.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True)))
+    scans = {}
+    for i, scan in enumerate(batch):
+        own, own_losses = jax.tree.map(lambda x, i=i: np.array(x[i]), (host, losses))
+        leaves = jax.tree.leaves(own.opt_state)
+        scans[scan.name] = ScanProgress(step, own.params, leaves, own_losses, [], [])
+    return scans
+
+
+def _go_on(
+    begun: list[ScanProgress | None], state: TrainState
+) -> tuple[TrainState, int, list[Losses]]:
+    """Where a batch, whose fresh state is given, goes on: state, steps done, and their losses. It
+    begins again unless all its scans have done the same number of steps on a grid of this size."""
+    leaves, structure = jax.tree.flatten(state)
+    scans = [scan and [*jax.tree.leaves(scan.params), *scan.optimiser] for scan in begun]
+    shapes = [leaf.shape[1:] for leaf in leaves]
+    if any(scan is None or [leaf.shape for leaf in scan] != shapes for scan in scans):
+        return state, 0, []
+    if len({scan.step for scan in begun}) > 1:
+        return state, 0, []
+    places = [i % len(scans) for i in range(len(leaves[0]))]
+    stacked = [np.stack([scans[i][k] for i in places]) for k in range(len(leaves))]
+    losses = Losses(
+        *(np.stack(part) for part in zip(*(begun[i].losses for i in places), strict=True))
+    )
+    return jax.tree.unflatten(structure, stacked), begun[0].step, [losses]
 
 
 def _as_volumes(flat: np.ndarray, scan: Scan, num_frames: int) -> np.ndarray:
@@ -300,7 +378,7 @@ def _judge(scan: Scan, task: Task, number: int, losses: Losses, outputs: np.ndar
         task=number,
         final_loss=float(losses.fit[-1]),
         final_penalty=float(losses.penalty[-1]),
-        collapsed=not diverged and evaluation.has_collapsed(task, scan, outputs),
+        collapsed=bool(not diverged and evaluation.has_collapsed(task, scan, outputs)),
         diverged=diverged,
         first_bad_step=int(bad[0]) + 1 if bad.size else 0,
     )

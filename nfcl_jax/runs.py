@@ -132,4 +132,5 @@ def open_run(workdir: str | Path) -> Run:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: missing; {workdir} is not the folder of a run.")
     tasks = checkpoints.finished_tasks(workdir)
-    return Run(workdir, json.loads(config.read_text()), json.loads(scans.read_text()), tasks)
+    records = [r for r in json.loads(scans.read_text()) if "left_out" not in r]
+    return Run(workdir, json.loads(config.read_text()), records, tasks)

@@ -47,7 +47,7 @@ def runs(phantom_root, tmp_path_factory):
 
     from configs import paper as paper_config
     from experiments import grid
-    from nfcl_jax.data.acdc import read_scans
+    from nfcl_jax.data.acdc import read_cohort
     from nfcl_jax.reporting.shown import save_shown
     from nfcl_jax.scenarios import SCENARIOS
 
@@ -58,13 +58,13 @@ def runs(phantom_root, tmp_path_factory):
     cells = {cell.name: cell for cell in grid.make_cells(config, workdir)}
     for cell in cells.values():
         cell.config.field.width = 64
-    scans = {scenario: read_scans(phantom_root, scenario, ["patient001"]) for scenario in SCENARIOS}
-    save_shown(workdir, [scan for s in scans.values() for scan in s], ["patient001"])
+    cohort = read_cohort(phantom_root, SCENARIOS, ["patient001"])
+    save_shown(workdir, [scan for s in cohort.scans.values() for scan in s], ["patient001"])
 
     def run(scenario, field, strategy):
         wanted = [f"{scenario}-{field}-{s}-seed0" for s in ("finetune", strategy)]
         missing = [n for n in dict.fromkeys(wanted) if not (workdir / "cells" / n).exists()]
-        failed = grid.run_cells([cells[n] for n in missing], scans, workdir, Console(quiet=True))
+        failed = grid.run_cells([cells[n] for n in missing], cohort, workdir, Console(quiet=True))
         assert not failed
         return workdir / "cells" / wanted[-1]
 

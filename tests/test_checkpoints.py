@@ -38,6 +38,7 @@ def test_what_is_saved_is_loaded_to_the_bit_one_scan_at_a_time(saved):
 
 def test_a_checkpoint_explains_itself(saved):
     metadata = checkpoints.load_metadata(saved[0], 2)
+    assert set(metadata.pop("digests")) == set(saved[1])
     assert metadata == {"config": {"seed": 3}, "task": 2, "format": checkpoints.FORMAT}
 
 
@@ -56,3 +57,55 @@ def test_another_format_is_refused(saved):
     assert "99" in json.dumps(json.loads(path.read_text()))
     with pytest.raises(ValueError, match="format 99 instead of 1"):
         checkpoints.load(saved[0], 2, "patient001", "ED")
+
+
+def largest_file(folder):
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
+    )
+
+
+def alter(folder):
+    """One bit in a hundred bytes."""
+    path = largest_file(folder)
+    data = bytearray(path.read_bytes())
+    data[50::100] = bytes(byte ^ 1 for byte in data[50::100])
+    path.write_bytes(data)
+
+
+def cut(folder):
+    path = largest_file(folder)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose(folder):
+    largest_file(folder).unlink()
+
+
+def empty_metadata(folder):
+    (folder / "_CHECKPOINT_METADATA").write_text("")
+
+
+def lose_structure(folder):
+    (folder / "_CHECKPOINT_METADATA").unlink()
+
+
+DAMAGES = [alter, cut, lose, empty_metadata, lose_structure]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused(saved, damage):
+    path = checkpoints.checkpoint_path(saved[0], 2)
+    damage(path)
+    with pytest.raises(checkpoints.CheckpointError, match=f"^{path}: "):
+        checkpoints.load_all(saved[0], 2)
+
+
+def test_tasks_count_up_to_the_first_gap(saved):
+    assert checkpoints.num_learned(saved[0]) == 0
+    assert checkpoints.finished_tasks(saved[0]) == (2,)
+    for task in (1, 4):
+        checkpoints.save(saved[0], task, saved[1], {})
+    assert checkpoints.num_learned(saved[0]) == 2
+    assert checkpoints.set_aside(saved[0], 4).is_dir()
+    assert checkpoints.finished_tasks(saved[0]) == (1, 2)

@@ -6,8 +6,9 @@ from pathlib import Path
 ORDER = [
     "sine", "coordinates", "losses", "scenarios", "fields", "strategies", "training", "evaluation",
     "data.acdc", "data.phantom", "checkpoints", "runs", "continual", "reporting.records",
-    "reporting.statistics", "reporting.results", "reporting.weights", "reporting.tables",
-    "reporting.cautions", "reporting.claims", "reporting.figures", "reporting.shown",
+    "unfinished", "reporting.statistics", "reporting.results", "reporting.weights",
+    "reporting.tables", "reporting.cautions", "reporting.claims", "reporting.figures",
+    "reporting.shown",
     "reporting.page", "reporting.report",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "nfcl_jax"

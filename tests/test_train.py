@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 from rich.console import Console
+from test_checkpoints import alter
 
 import nfcl_jax
 from configs import domain_expansion, signal_expansion
@@ -184,6 +185,25 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(runs, phantom_root, tmp_
         assert (workdir / name).read_text() == (finished / name).read_text(), name
     same = [nfcl_jax.open_run(w).params("patient001", task=4) for w in (workdir, finished)]
     jax.tree.map(np.testing.assert_array_equal, *same)
+
+
+@pytest.mark.parametrize("damage", [alter, shutil.rmtree])
+def test_a_run_goes_on_before_a_checkpoint_that_is_damaged_or_lost(
+    runs, phantom_root, tmp_path, damage
+):
+    finished = runs("domain_expansion", "siren", "distillation")
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    damage(workdir / "checkpoints/task_3")
+    if damage is alter:
+        shutil.rmtree(workdir / "checkpoints/task_4")
+    config = make_config("domain_expansion", "siren", "distillation", phantom_root)
+    train.train(config, workdir, Console(quiet=True))
+    log = (workdir / "train.log").read_text()
+    assert ("task_3: damaged (" if damage is alter else "no checkpoint of task 3") in log
+    assert "is learned again; its checkpoint is now" in log
+    for name in ("metrics.csv", "fits.csv", "summary.csv"):
+        assert (workdir / name).read_text() == (finished / name).read_text(), name
 
 
 def test_looking_at_a_finished_run_again_leaves_it_as_it_is(runs, phantom_root, monkeypatch):

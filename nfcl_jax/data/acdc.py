@@ -10,19 +10,38 @@ Every fault is a `DataError` that names the file, what is wrong and what would b
 """
 
 import dataclasses
+import functools
+import hashlib
+import math
+import os
 import re
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 
-from nfcl_jax.scenarios import NUM_CLASSES, SSIM_WINDOW, Scan, equidistant_frames, scale_intensities
+from nfcl_jax.scenarios import (
+    NUM_CLASSES,
+    NUM_FRAMES,
+    SSIM_WINDOW,
+    Scan,
+    equidistant_frames,
+    scale_intensities,
+)
+
+MAX_INFO_BYTES = 2**16
+MAX_ASPECT = 16  # longer against shorter side of a slice
+MAX_SPACING_RATIO = 50  # largest against smallest voxel size; ACDC's are 10 mm to 1.5 mm and less
+# What a run holds of each voxel of the four frames, at most: the scan twice, its outputs and the
+# teacher's, and DINER's table with its gradient, two moments, an update and two copies, in float32.
+BYTES_PER_VOXEL = 4 * (2 + 2 + 7)
+BYTES_PER_VOXEL_READ = 12  # of the whole file: as stored, in float64 if it is scaled, in float32
 
 
 class DataError(ValueError):
-    """Something in the data folder is missing or wrong."""
+    """Something in the data folder is missing or wrong: one line for each fault."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +83,15 @@ def _likely_root(root: Path) -> str:
     return f"; {below[0]} would be right" if below else ""
 
 
+def check_inside(path: Path, root: Path) -> None:
+    """Raises DataError if `path` is a link to somewhere outside of `root`."""
+    target = path.resolve()
+    if not target.is_relative_to(root.resolve()):
+        raise DataError(
+            f"{path}: leads out of the data folder, to {target}; a copy of it would be right."
+        )
+
+
 def read_info(folder: Path) -> dict[str, str]:
     """The entries of a patient's Info.cfg; `ED`, `ES` are there and are integers from 1.
 
@@ -71,18 +99,23 @@ def read_info(folder: Path) -> dict[str, str]:
       DataError: if the file is missing, or a line or one of those two is malformed.
     """
     path = folder / "Info.cfg"
+    check_inside(path, folder.parent)
     if not path.is_file():
         raise DataError(f"{path}: missing.")
+    if path.stat().st_size > MAX_INFO_BYTES:
+        raise DataError(f"{path}: {path.stat().st_size} bytes; a few lines would be right.")
     info = {}
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
         if line.strip():
             key, separator, value = line.partition(":")
             if not separator:
-                raise DataError(f"{path}, line {number}: expected 'key: value', found {line!r}.")
+                raise DataError(
+                    f"{path}, line {number}: expected 'key: value', found {line[:80]!r}."
+                )
             info[key.strip()] = value.strip()
     for key in ("ED", "ES"):
-        if not re.fullmatch(r"0*[1-9][0-9]{0,3}", info.get(key, "")):
-            found = repr(info[key]) if key in info else "none"
+        if not re.fullmatch(r"0*[1-9][0-9]{0,3}", info.get(key, ""), re.ASCII):
+            found = repr(info[key][:80]) if key in info else "none"
             raise DataError(f"{path}: {key} must be a frame number from 1, found {found}.")
     return info
 
@@ -93,28 +126,81 @@ def read_volume(path: Path, dimensions: int) -> Volume:
     The spacing is that of pixdim, which ACDC's headers have right where their sform may not.
 
     Raises:
-      DataError: if the file is missing, unreadable, of other dimensions, or holds no usable image.
+      DataError: if the file is missing, unreadable, of other dimensions, too large for the memory
+        of this machine, or holds no usable image.
     """
+    check_inside(path, path.parent.parent)
     if not path.is_file():
         raise DataError(f"{path}: missing.")
     try:
         image = nib.load(path)
+        shape = tuple(int(size) for size in image.shape)
+        kind = image.get_data_dtype().kind
+        # As it is in the file: nibabel turns a voxel size of 0 into 1 mm and takes its sign off.
+        with image.file_map["image"].get_prepare_fileobj("rb") as file:
+            header = type(image.header).from_fileobj(file, check=False)
+        spacing = tuple(float(size) for size in header["pixdim"][1:4])
+        slope = float(header["scl_slope"])
+    except Exception as error:  # a damaged header fails in any way
+        raise DataError(f"{path}: not a readable NIfTI file ({_first_line(error)}).") from error
+    if len(shape) != dimensions or min(shape) < 1:
+        raise DataError(f"{path}: expected {dimensions} dimensions, found shape {shape}.")
+    _check_geometry(path, shape, spacing)
+    if math.isinf(slope):  # which nibabel takes for none; NaN is how it writes that
+        raise DataError(f"{path}: scl_slope must be finite, found {slope}.")
+    if kind not in "iuf":
+        raise DataError(f"{path}: holds {image.get_data_dtype()}; real numbers would be right.")
+    try:
         data = np.asarray(image.get_fdata(dtype=np.float32))
-    except (nib.filebasedimages.ImageFileError, EOFError, OSError, ValueError, zlib.error) as error:
-        raise DataError(f"{path}: not a readable NIfTI file ({error}).") from error
-    if data.ndim != dimensions:
-        raise DataError(f"{path}: expected {dimensions} dimensions, found shape {data.shape}.")
-    if min(data.shape[:2]) < SSIM_WINDOW:
-        raise DataError(
-            f"{path}: slices of {data.shape[0]} x {data.shape[1]} voxels are smaller "
-            f"than the {SSIM_WINDOW} x {SSIM_WINDOW} window of SSIM."
-        )
+    except Exception as error:  # and so do damaged data
+        raise DataError(f"{path}: not a readable NIfTI file ({_first_line(error)}).") from error
     if not np.isfinite(data).all():
         raise DataError(f"{path}: {int((~np.isfinite(data)).sum())} voxels are not finite.")
-    spacing = tuple(float(size) for size in image.header.get_zooms()[:3])
-    if min(spacing) <= 0:
-        raise DataError(f"{path}: the voxel size must be positive, found {spacing} mm.")
     return Volume(data, spacing, image.affine)
+
+
+def _check_geometry(path: Path, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+    """Raises DataError for a grid that no field can be fitted to, before it is read."""
+    if min(shape[:2]) < SSIM_WINDOW:
+        raise DataError(
+            f"{path}: slices of {shape[0]} x {shape[1]} voxels are smaller "
+            f"than the {SSIM_WINDOW} x {SSIM_WINDOW} window of SSIM."
+        )
+    if shape[2] < 2:
+        raise DataError(f"{path}: a single slice; a volume of at least 2 would be right.")
+    if max(shape[:2]) > MAX_ASPECT * min(shape[:2]):
+        raise DataError(
+            f"{path}: slices of {shape[0]} x {shape[1]} voxels; one side at most {MAX_ASPECT} "
+            "times the other would be right."
+        )
+    if not all(0 < size < float("inf") for size in spacing):
+        raise DataError(f"{path}: the voxel size must be positive, found {spacing} mm.")
+    if max(spacing) > MAX_SPACING_RATIO * min(spacing):
+        raise DataError(
+            f"{path}: voxels of {spacing} mm; one side at most {MAX_SPACING_RATIO} times another "
+            "would be right."
+        )
+    frames = math.prod(shape[3:])
+    needed = math.prod(shape) * BYTES_PER_VOXEL_READ
+    needed += math.prod(shape[:3]) * min(frames, NUM_FRAMES) * BYTES_PER_VOXEL
+    available = memory_of_machine()
+    if needed > available:
+        raise DataError(
+            f"{path}: {' x '.join(map(str, shape))} voxels need about {needed / 1e9:.1f} GB, this "
+            f"machine has {available / 1e9:.1f} GB; a crop of it would be right."
+        )
+
+
+def memory_of_machine() -> int:
+    """Bytes of memory that this process may use: the machine's, or its control group's."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(machine, int(text)) if text.isdigit() else machine
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def read_cine(folder: Path) -> Scan:
@@ -130,10 +216,11 @@ def read_cine(folder: Path) -> Scan:
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     frames = volume.data[..., [number - 1 for number in numbers]]
+    _check_contrast(frames, path)
     return Scan(
         patient=folder.name,
         image="cine",
-        intensities=_scale(np.moveaxis(frames, 3, 0), path),
+        intensities=scale_intensities(np.moveaxis(frames, 3, 0)),
         labels=None,
         frame_numbers=numbers,
         spacing=volume.spacing,
@@ -145,23 +232,29 @@ def read_phase(folder: Path, phase: str) -> Scan:
     """A patient's end-diastolic ("ED") or end-systolic ("ES") image with its mask.
 
     Raises:
-      DataError: as `read_info` and `read_volume`, or if the mask does not fit the image.
+      DataError: as `read_info` and `read_volume`, if the phase is beyond the last frame, or if the
+        mask does not fit the image.
     """
-    number = int(read_info(folder)[phase])
+    info = read_info(folder)
+    number, count = int(info[phase]), info.get("NbFrame", "")
+    if count.isdecimal() and number > int(count):
+        raise DataError(
+            f"{folder / 'Info.cfg'}: {phase} is frame {number} of {count}; one of 1 to {count} "
+            "would be right."
+        )
     path = folder / f"{folder.name}_frame{number:02d}.nii.gz"
     mask_path = folder / f"{folder.name}_frame{number:02d}_gt.nii.gz"
-    volume, mask = read_volume(path, dimensions=3), read_volume(mask_path, dimensions=3)
-    if mask.data.shape != volume.data.shape:
-        raise DataError(f"{mask_path}: shape {mask.data.shape}, its image has {volume.data.shape}.")
-    labels = np.unique(mask.data)
-    if not np.isin(labels, np.arange(NUM_CLASSES)).all():
-        raise DataError(f"{mask_path}: labels must be 0 to 3, found {labels[:8].tolist()}.")
-    if labels.max() == 0:
-        raise DataError(f"{mask_path}: the mask is empty.")
+    faults: list[str] = []
+    volume = _collect(faults, _read_contrast, path)
+    mask = _collect(faults, _read_mask, mask_path)
+    if volume and mask and mask.data.shape != volume.data.shape:
+        faults.append(f"{mask_path}: shape {mask.data.shape}, its image has {volume.data.shape}.")
+    if faults:
+        raise DataError("\n".join(faults))
     return Scan(
         patient=folder.name,
         image=phase,
-        intensities=_scale(volume.data[None], path),
+        intensities=scale_intensities(volume.data[None]),
         labels=mask.data[None].astype(np.uint8),
         frame_numbers=(number,),
         spacing=volume.spacing,
@@ -169,10 +262,87 @@ def read_phase(folder: Path, phase: str) -> Scan:
     )
 
 
-def _scale(frames: np.ndarray, path: Path) -> np.ndarray:
+def _collect(faults: list[str], function, *arguments):
+    """What the function returns or, if it finds faults, None."""
+    try:
+        return function(*arguments)
+    except DataError as error:
+        faults += [line for line in str(error).splitlines() if line not in faults]
+        return None
+
+
+def _read_contrast(path: Path) -> Volume:
+    volume = read_volume(path, dimensions=3)
+    _check_contrast(volume.data, path)
+    return volume
+
+
+def _read_mask(path: Path) -> Volume:
+    mask = read_volume(path, dimensions=3)
+    labels = np.unique(mask.data)
+    if not np.isin(labels, np.arange(NUM_CLASSES)).all():
+        raise DataError(f"{path}: labels must be 0 to 3, found {labels[:8].tolist()}.")
+    if labels.max() == 0:
+        raise DataError(f"{path}: the mask is empty.")
+    return mask
+
+
+def _check_contrast(frames: np.ndarray, path: Path) -> None:
     if frames.min() == frames.max():
         raise DataError(f"{path}: every voxel is {frames.min():g}, there is nothing to fit.")
-    return scale_intensities(frames)
+
+
+class Cohort(NamedTuple):
+    """What `read_cohort` found.
+
+    Attributes:
+      scans: of each scenario, in the order of the patients' names; none of a patient with faults.
+      faults: a patient's, one line each.
+      warnings: what should be known of patients without faults.
+    """
+
+    scans: dict[str, list[Scan]]
+    faults: dict[str, list[str]]
+    warnings: list[str]
+
+
+READERS = {
+    "domain_expansion": (read_cine,),
+    "signal_expansion": (
+        functools.partial(read_phase, phase="ED"),
+        functools.partial(read_phase, phase="ES"),
+    ),
+}
+
+
+def read_cohort(root: str | Path, scenarios: Iterable[str], patients: Sequence[str] = ()) -> Cohort:
+    """Every scan that the scenarios need of the wanted patients, and every fault of them.
+
+    Raises:
+      DataError: as `find_patients`.
+    """
+    cohort = Cohort({scenario: [] for scenario in scenarios}, {}, [])
+    owners: dict[str, str] = {}
+    for folder in find_patients(root, patients):
+        faults: list[str] = []
+        scans = {
+            scenario: [_collect(faults, read, folder) for read in READERS[scenario]]
+            for scenario in cohort.scans
+        }
+        if faults:
+            cohort.faults[folder.name] = faults
+            continue
+        for scenario, own in scans.items():
+            cohort.scans[scenario] += own
+            for scan in own:
+                digest = hashlib.sha256(np.ascontiguousarray(scan.intensities)).hexdigest()
+                owner = owners.setdefault(digest, folder.name)
+                if owner != folder.name:
+                    cohort.warnings.append(
+                        f"{folder}: the same {scan.image} as {owner}'s; if that is one patient, "
+                        "it counts twice."
+                    )
+    return cohort
 
 
 def read_scans(root: str | Path, scenario: str, patients: Sequence[str] = ()) -> list[Scan]:
@@ -181,21 +351,13 @@ def read_scans(root: str | Path, scenario: str, patients: Sequence[str] = ()) ->
     Raises:
       DataError: with one line for each fault of each patient.
     """
-    readers = {
-        "domain_expansion": [read_cine],
-        "signal_expansion": [
-            lambda folder: read_phase(folder, "ED"),
-            lambda folder: read_phase(folder, "ES"),
-        ],
-    }[scenario]
-    scans, faults = [], []
-    for folder in find_patients(root, patients):
-        for read in readers:
-            try:
-                scans.append(read(folder))
-            except DataError as fault:
-                if str(fault) not in faults:
-                    faults.append(str(fault))
-    if faults:
-        raise DataError("\n".join(["the data cannot be used as it is:", *faults]))
-    return scans
+    cohort = read_cohort(root, [scenario], patients)
+    refuse_faults(cohort)
+    return cohort.scans[scenario]
+
+
+def refuse_faults(cohort: Cohort) -> None:
+    """Raises DataError with one line for each fault, if there are any."""
+    lines = [line for faults in cohort.faults.values() for line in faults]
+    if lines:
+        raise DataError("\n".join(["the data cannot be used as it is:", *lines]))

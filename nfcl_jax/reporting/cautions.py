@@ -63,11 +63,19 @@ def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
             if len({json.dumps(config.get(name), sort_keys=True) for config in own}) > 1:
                 found.append(f"Runs of {FIELD_TITLES[field]} differ in {name}.")
     scans: dict[str, set[str]] = {}
+    left_out: set[str] = set()
     for run in runs:
         for record in json.loads((run.path / "patients.json").read_text()):
+            if "left_out" in record:
+                left_out.add(record["patient"])
+                continue
             same = {k: record[k] for k in ("shape", "frame_numbers", "spacing", "affine")}
             name = f"{record['patient']}/{record['image']}"
             scans.setdefault(name, set()).add(json.dumps(same))
+    if left_out:
+        found.append(
+            f"Patients were left out for faults of their files: {', '.join(sorted(left_out))}."
+        )
     different = sorted(name for name, records in scans.items() if len(records) > 1)
     if different:
         found.append(f"Runs were made on different scans of {', '.join(different)}.")

@@ -1,0 +1,61 @@
+"""Checks the files of every patient, without training anything.
+
+    python -m experiments.check_data --root=/data/ACDC/training
+
+The exit code is 0 if all can be used, 1 if some have faults, 2 if there is nothing to check.
+"""
+
+import sys
+
+from absl import app, flags
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from configs.base import SCENARIOS, split_words
+from experiments.commandline import launch
+from nfcl_jax.data.acdc import Cohort, find_patients, read_cohort
+
+_ROOT = flags.DEFINE_string("root", None, "the folder of patientNNN folders")
+_PATIENTS = flags.DEFINE_string("patients", "", "comma-separated; empty is all")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    wanted = split_words(_PATIENTS.value)
+    cohort = read_cohort(_ROOT.value, SCENARIOS, wanted)
+    patients = [folder.name for folder in find_patients(_ROOT.value, wanted)]
+    console = Console()
+    console.print(table(cohort, patients))
+    for line in [*(line for faults in cohort.faults.values() for line in faults), *cohort.warnings]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    sound = len(patients) - len(cohort.faults)
+    console.print(f"{sound} of {len(patients)} patients can be used.")
+    sys.exit(1 if cohort.faults else 0)
+
+
+def table(cohort: Cohort, patients: list[str]) -> Table:
+    """Each patient's grids, or the number of faults."""
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("patient", "image", "voxels", "mm", "frames", "faults"):
+        shown.add_column(column)
+    scans = [scan for own in cohort.scans.values() for scan in own]
+    for patient in patients:
+        if patient in cohort.faults:
+            shown.add_row(patient, "", "", "", "", str(len(cohort.faults[patient])), style="red")
+        for scan in scans:
+            if scan.patient == patient:
+                shown.add_row(
+                    patient,
+                    scan.image,
+                    " x ".join(map(str, scan.intensities.shape[1:])),
+                    " x ".join(f"{size:.3g}" for size in scan.spacing),
+                    " ".join(map(str, scan.frame_numbers)),
+                    "",
+                )
+    return shown
+
+
+if __name__ == "__main__":
+    launch(main, required=["root"])

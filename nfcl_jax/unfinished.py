@@ -1,0 +1,97 @@
+"""A task in the middle, on disk: what each scan has so far, one file per scan.
+
+    WORKDIR/unfinished/task_2/patient001-cine.npz
+
+A file is of numpy's format, arrays and one line of JSON, and never unpickled. It does not depend on
+who else was in the batch.
+"""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from nfcl_jax.continual import Fit, Metric, ScanProgress
+from nfcl_jax.reporting.records import write_file
+from nfcl_jax.training import Losses
+
+FORMAT = 1
+
+
+def save(workdir: Path, task: int, scans: dict[str, ScanProgress]) -> None:
+    """Writes what some scans have of task `task`, from 1, each file whole or not at all."""
+    folder = _folder(workdir, task)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, scan in scans.items():
+        about = {
+            "format": FORMAT,
+            "step": scan.step,
+            "metrics": [m._asdict() for m in scan.metrics],
+            "fits": [f._asdict() for f in scan.fits],
+        }
+        arrays = {f"losses/{k}": v for k, v in scan.losses._asdict().items()}
+        arrays |= {f"optimiser/{i}": leaf for i, leaf in enumerate(scan.optimiser)}
+        for path, leaf in jax.tree.leaves_with_path(scan.params):
+            arrays["/".join(["params", *(key.key for key in path)])] = leaf
+        buffer = io.BytesIO()
+        np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
+        write_file(_file(folder, name), buffer.getvalue())
+
+
+def load(workdir: Path, task: int, names: list[str]) -> tuple[dict[str, ScanProgress], list[str]]:
+    """What the scans of these names have of task `task`, those that have something.
+
+    Returns:
+      The scans by their name, and a line for each file that cannot be used.
+    """
+    scans, faults = {}, []
+    for name in names:
+        path = _file(_folder(workdir, task), name)
+        try:
+            scans[name] = _read(path)
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # of any kind, as the damage may be
+            faults.append(f"{path}: damaged ({error}); {name} begins task {task} again.")
+    return scans, faults
+
+
+def clear(workdir: Path) -> None:
+    """Deletes all of it."""
+    shutil.rmtree(workdir / "unfinished", ignore_errors=True)
+
+
+def _folder(workdir: Path, task: int) -> Path:
+    return workdir / "unfinished" / f"task_{task}"
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace('/', '-')}.npz"
+
+
+def _read(path: Path) -> ScanProgress:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    about = json.loads(str(arrays.pop("about")))
+    if about["format"] != FORMAT:
+        raise ValueError(f"format {about['format']} instead of {FORMAT}")
+    params: dict = {}
+    for name, leaf in arrays.items():
+        kind, *path_of_leaf = name.split("/")
+        if kind == "params":
+            place = params
+            for key in path_of_leaf[:-1]:
+                place = place.setdefault(key, {})
+            place[path_of_leaf[-1]] = leaf
+    optimiser = sum(name.startswith("optimiser/") for name in arrays)
+    return ScanProgress(
+        about["step"],
+        params,
+        [arrays[f"optimiser/{i}"] for i in range(optimiser)],
+        Losses(**{name: arrays[f"losses/{name}"] for name in Losses._fields}),
+        [Metric(**row) for row in about["metrics"]],
+        [Fit(**row) for row in about["fits"]],
+    )

@@ -1,0 +1,196 @@
+"""Malformed cohorts: each fault is named before anything is trained, all of them at once."""
+
+import gzip
+import os
+import shutil
+import struct
+
+import nibabel as nib
+import numpy as np
+import pytest
+from test_data import rewrite, spoil
+from test_readme import run
+
+from nfcl_jax.data import acdc
+from nfcl_jax.data.acdc import DataError, read_cohort
+from nfcl_jax.scenarios import SCENARIOS
+
+CINE = "patient002_4d.nii.gz"
+
+
+@pytest.fixture
+def root(phantom_root, tmp_path):
+    """A cohort of three, of which a test may damage patient002."""
+    shutil.copytree(phantom_root, tmp_path / "training")
+    return tmp_path / "training"
+
+
+def info(text):
+    return lambda patient: (patient / "Info.cfg").write_text(text)
+
+
+def change(name, function):
+    return lambda patient: rewrite(next(patient.glob(name)), function)
+
+
+def write(name, contents):
+    return lambda patient: next(patient.glob(name)).write_bytes(contents)
+
+
+def remove(name):
+    return lambda patient: next(patient.glob(name)).unlink()
+
+
+def cut(patient):
+    path = patient / CINE
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def cut_inside(patient):
+    """A gzip file that is whole, of an image that is not."""
+    path = patient / CINE
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:5000]))
+
+
+def header(offset, form, *values):
+    """Overwrites values in the header of the cine."""
+
+    def damage(patient):
+        path = patient / CINE
+        data = bytearray(gzip.decompress(path.read_bytes()))
+        struct.pack_into(form, data, offset, *values)
+        path.write_bytes(gzip.compress(bytes(data)))
+
+    return damage
+
+
+DIM, DATATYPE, PIXDIM, SLOPE = 40, 70, 76, 112
+
+
+def link_out(patient):
+    target = patient.parent.parent / CINE
+    (patient / CINE).rename(target)
+    (patient / CINE).symlink_to(target)
+
+
+def link_nowhere(patient):
+    (patient / CINE).unlink()
+    (patient / CINE).symlink_to("nowhere")
+
+
+def folder_instead(patient):
+    (patient / CINE).unlink()
+    (patient / CINE).mkdir()
+
+
+def colours(patient):
+    kind = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.save(nib.Nifti1Image(np.zeros((20, 20, 4, 16), kind), np.eye(4)), patient / CINE)
+
+
+FAULTS = {
+    "no cine": (remove("*_4d.nii.gz"), f"{CINE}: missing"),
+    "no image": (remove("*_frame??.nii.gz"), r"frame\d\d.nii.gz: missing"),
+    "no mask": (remove("*_gt.nii.gz"), r"_gt.nii.gz: missing"),
+    "no Info.cfg": (remove("Info.cfg"), "Info.cfg: missing"),
+    "cut short": (cut, f"{CINE}: not a readable NIfTI"),
+    "cut short inside": (cut_inside, f"{CINE}: not a readable NIfTI"),
+    "empty file": (write(CINE, b""), f"{CINE}: not a readable NIfTI"),
+    "text": (write(CINE, b"no image"), f"{CINE}: not a readable NIfTI"),
+    "gzipped text": (write(CINE, gzip.compress(b"no image")), f"{CINE}: not a readable NIfTI"),
+    "a folder": (folder_instead, f"{CINE}: missing"),
+    "a link to nowhere": (link_nowhere, f"{CINE}: missing"),
+    "a link out": (link_out, f"{CINE}: leads out of the data folder"),
+    "not a number": (change(CINE, spoil(np.nan)), f"{CINE}: 20 voxels are not finite"),
+    "infinite": (change(CINE, spoil(np.inf)), f"{CINE}: 20 voxels are not finite"),
+    "constant": (change(CINE, lambda x: x * 0 + 3), f"{CINE}: every voxel is 3"),
+    "three frames": (change(CINE, lambda x: x[..., :3]), "4 frames are wanted, the scan has 3"),
+    "no frames": (change(CINE, lambda x: x[..., 0]), "expected 4 dimensions"),
+    "five dimensions": (change(CINE, lambda x: x[..., None, None]), "expected 4 dimensions"),
+    "one slice": (change(CINE, lambda x: x[:, :, :1]), "a single slice"),
+    "narrow": (change(CINE, lambda x: x[:5]), "smaller than the 7 x 7 window"),
+    "long": (change(CINE, lambda x: np.tile(x[:7], (1, 2, 1, 1))), "times the other"),
+    "colours": (colours, f"{CINE}: holds .*; real numbers would be right"),
+    "complex": (change(CINE, lambda x: x + 1j), f"{CINE}: holds complex.*; real numbers"),
+    "no voxel size": (header(PIXDIM + 4, "<f", 0.0), "voxel size must be positive"),
+    "voxel size not a number": (header(PIXDIM + 8, "<f", np.nan), "voxel size must be positive"),
+    "flat voxels": (header(PIXDIM + 12, "<f", 500.0), "voxels of .* mm; one side at most 50"),
+    "huge": (header(DIM, "<5h", 4, 30000, 30000, 1000, 30), r"voxels need about \d+\.\d GB"),
+    "negative size": (header(DIM, "<5h", 4, -72, 64, 6, 16), CINE),
+    "unknown type": (header(DATATYPE, "<h", 999), f"{CINE}: not a readable NIfTI"),
+    "infinite slope": (header(SLOPE, "<f", np.inf), "scl_slope must be finite, found inf"),
+    "ED missing": (info("ES: 5\n"), "Info.cfg: ED must be a frame number from 1, found none"),
+    "ED 0": (info("ED: 0\nES: 5\n"), "ED must be a frame number from 1, found '0'"),
+    "ED negative": (info("ED: -1\nES: 5\n"), "ED must be a frame number from 1, found '-1'"),
+    "ES a word": (info("ED: 1\nES: five\n"), "ES must be a frame number from 1, found 'five'"),
+    "ES beyond": (info("ED: 1\nES: 45\nNbFrame: 16\n"), "ES is frame 45 of 16"),
+    "ES elsewhere": (info("ED: 1\nES: 15\nNbFrame: 16\n"), "frame15.nii.gz: missing"),
+    "no colon": (info("ED: 1\nES 5\n"), "line 2: expected 'key: value', found 'ES 5'"),
+    "empty Info.cfg": (info(""), "Info.cfg: ED must be a frame number"),
+    "binary Info.cfg": (info("\x00\x01ED: 1"), "Info.cfg: ED must be"),
+    "endless Info.cfg": (info("ED: 1\n" * 50_000), "Info.cfg: 300000 bytes"),
+    "a mask of other shape": (change("*_gt.nii.gz", lambda x: x[:-1]), "its image has"),
+    "a label 4": (change("*_gt.nii.gz", spoil(4)), "labels must be 0 to 3"),
+    "a label 0.5": (change("*_gt.nii.gz", spoil(0.5)), "labels must be 0 to 3"),
+    "a label -1": (change("*_gt.nii.gz", spoil(-1)), "labels must be 0 to 3"),
+    "an empty mask": (change("*_gt.nii.gz", lambda x: x * 0), "the mask is empty"),
+    "a mask not finite": (change("*_gt.nii.gz", spoil(np.nan)), "voxels are not finite"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_and_the_others_can_be_used(root, fault):
+    damage, message = FAULTS[fault]
+    damage(root / "patient002")
+    cohort = read_cohort(root, SCENARIOS)
+    assert set(cohort.faults) == {"patient002"}
+    (line, *_) = cohort.faults["patient002"]
+    assert line.startswith(str(root / "patient002")), line
+    with pytest.raises(DataError, match=message):
+        acdc.refuse_faults(cohort)
+    for scans in cohort.scans.values():
+        assert {scan.patient for scan in scans} == {"patient001", "patient003"}
+
+
+def test_all_faults_of_a_patient_are_told_at_once(root):
+    patient = root / "patient002"
+    for fault in ("not a number", "an empty mask", "no image"):
+        FAULTS[fault][0](patient)
+    lines = read_cohort(root, SCENARIOS).faults["patient002"]
+    assert len(lines) == 3
+
+
+def test_the_same_scan_under_two_names_is_a_warning(root):
+    shutil.rmtree(root / "patient003")
+    shutil.copytree(root / "patient001", root / "patient003")
+    for path in (root / "patient003").glob("patient001*"):
+        path.rename(path.with_name(path.name.replace("patient001", "patient003")))
+    cohort = read_cohort(root, SCENARIOS)
+    assert not cohort.faults
+    assert len(cohort.warnings) == 3  # the cine, ED and ES
+    assert "patient003: the same cine as patient001's" in cohort.warnings[0]
+
+
+def test_large_volumes_are_refused_by_the_memory_of_the_machine(root, monkeypatch):
+    assert not read_cohort(root, SCENARIOS).faults
+    monkeypatch.setattr(acdc, "memory_of_machine", lambda: 2**20)
+    faults = read_cohort(root, SCENARIOS).faults
+    assert set(faults) == {"patient001", "patient002", "patient003"}
+    assert "this machine has 0.0 GB" in faults["patient001"][0]
+
+
+def test_the_check_by_itself(root, tmp_path):
+    command = f"python -m experiments.check_data --root={root}"
+    done = run(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 patients can be used." in done.stdout
+    assert not done.stderr
+    FAULTS["an empty mask"][0](root / "patient002")
+    done = run(command, tmp_path)
+    assert done.returncode == 1
+    assert "the mask is empty" in done.stdout and "2 of 3 patients can be used." in done.stdout
+    done = run(f"{command}/patient001", tmp_path)
+    assert done.returncode == 2 and f"{root} would be right" in done.stderr
+    done = run(f"python -m experiments.check_data --root={tmp_path}", tmp_path)
+    assert done.returncode == 2 and f"{root} would be right" in done.stderr
+    assert os.listdir(tmp_path) == ["training"]

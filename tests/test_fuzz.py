@@ -1,0 +1,124 @@
+"""Whatever is read from outside either can be used or is refused in the project's own words."""
+
+import gzip
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from configs.base import FIELDS, SCENARIOS, STRATEGIES, ConfigError, check_config, make_config
+from nfcl_jax.data.acdc import DataError, read_cine, read_info
+
+# Derandomised: the same examples in every run, so that a failure is one of this commit.
+many = settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="module")
+def cine(phantom_root):
+    return gzip.decompress((phantom_root / "patient001/patient001_4d.nii.gz").read_bytes())
+
+
+def assert_usable_or_refused(contents):
+    with tempfile.TemporaryDirectory() as folder:
+        patient = Path(folder) / "patient001"
+        patient.mkdir()
+        (patient / "patient001_4d.nii.gz").write_bytes(contents)
+        try:
+            scan = read_cine(patient)
+        except DataError as error:
+            assert str(error).startswith(f"{patient}/patient001_4d.nii.gz: ")
+            return
+    assert scan.intensities.min() == 0 and scan.intensities.max() == 1
+    assert np.isfinite(scan.intensities).all() and min(scan.spacing) > 0
+
+
+@many
+@given(places=st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), max_size=12))
+def test_altered_nifti_headers(cine, places):
+    data = bytearray(cine)
+    for place, value in places:
+        data[place] = value
+    assert_usable_or_refused(gzip.compress(bytes(data), compresslevel=1))
+
+
+@many
+@given(place=st.integers(0, 2000), length=st.integers(0, 5000))
+def test_cut_and_altered_gzip_files(cine, place, length):
+    packed = bytearray(gzip.compress(cine[:20_000], compresslevel=1))
+    packed[place % len(packed)] ^= 255
+    assert_usable_or_refused(bytes(packed[:length]))
+
+
+@many
+@given(text=st.text(max_size=60) | st.from_regex(r"(ED|ES|NbFrame): ?-?[0-9]{0,6}\n(ES: 2)?"))
+def test_any_info(text):
+    with tempfile.TemporaryDirectory() as folder:
+        patient = Path(folder) / "patient001"
+        patient.mkdir()
+        (patient / "Info.cfg").write_text(text, errors="replace")
+        try:
+            info = read_info(patient)
+        except DataError as error:
+            assert str(error).startswith(f"{patient}/Info.cfg")
+            return
+    assert int(info["ED"]) >= 1 and int(info["ES"]) >= 1
+
+
+words = st.text(max_size=20) | st.sampled_from([*FIELDS, *STRATEGIES, ""])
+
+
+@many
+@given(words=st.lists(words, max_size=4))
+def test_any_argument_of_a_config_file(words):
+    try:
+        config = make_config("domain_expansion", ",".join(words))
+    except ConfigError as error:
+        assert "FIELD,STRATEGY" in str(error)
+        return
+    assert [config.field.name, config.strategy] == ",".join(words).split(",")
+    check_config(config)
+
+
+numbers = st.integers() | st.floats()
+
+
+@many
+@given(
+    scenario=st.sampled_from(SCENARIOS),
+    field=st.sampled_from(sorted(FIELDS)),
+    name=st.sampled_from(
+        [
+            "seed",
+            "num_steps",
+            "batch_size",
+            "learning_rate",
+            "huber_delta",
+            "field.width",
+            "field.depth",
+            "patients_per_batch",
+            "checkpoint_every_steps",
+            "distillation.weight",
+        ]
+    ),
+    value=numbers,
+)
+def test_any_number_in_a_config(scenario, field, name, value):
+    config = make_config(scenario, f"{field},distillation")
+    try:
+        config.update_from_flattened_dict({name: value})
+    except TypeError:
+        return  # a float where a whole number belongs: ml_collections refuses it
+    try:
+        check_config(config)
+    except ConfigError as error:
+        assert str(error).startswith(f"config.{name} must be ")
+        return
+    assert value >= 0

@@ -1,0 +1,222 @@
+"""Whatever ends a run, what it did is kept, and the same command goes on to the same end."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from test_training import SETTINGS, SMALL, cohort
+
+from configs.base import ConfigError
+from experiments.guards import Stopped, locked, stopping
+from nfcl_jax import checkpoints, continual, unfinished
+from nfcl_jax.scenarios import domain_expansion, signal_expansion
+from nfcl_jax.strategies import distillation
+
+TRAIN = [
+    *(sys.executable, "-m", "experiments.train", "--workdir=run"),
+    f"--config={REPOSITORY}/configs/domain_expansion.py:siren,distillation",
+    *("--config.num_steps=1000", "--config.batch_size=64", "--config.field.width=16"),
+    *("--config.data.root=data", "--config.data.patients=patient001,patient002"),
+    "--config.checkpoint_every_steps=100",
+]
+
+
+class PowerError(Exception):
+    """The power fails."""
+
+
+def learn(scans, tasks, name, settings, **rest):
+    mesh = continual.device_mesh(jax.devices()[:1])
+    return continual.learn(
+        scans, tasks, {"name": name, **SMALL}, distillation(1.0), settings, mesh, **rest
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [
+        ("diner", domain_expansion()[:2]),
+        ("siren", signal_expansion()),
+    ],
+    ids=["diner", "siren-signal"],
+)
+def test_a_task_goes_on_from_any_chunk_to_the_same_bits(name, tasks, monkeypatch, tmp_path):
+    """Stopped at each place in turn where it can be, through the files on disk."""
+    monkeypatch.setattr(continual, "STEPS_PER_CHUNK", 4)
+    scans = (cohort() if tasks[1].output.name == "image" else cohort(1, "ED"))[:3]
+    settings = SETTINGS._replace(patients_per_batch=2)
+    expected = list(learn(scans, tasks, name, settings))
+    places = 0
+    results, begun = [], {}
+    while len(results) < len(tasks):
+        stops = []
+
+        def stop(task, step, snapshot, stops=stops):
+            stops.append(step)
+            if len(stops) == 1:
+                unfinished.save(tmp_path, task, snapshot())
+                raise PowerError
+
+        try:
+            before = results[-1].params if results else {}
+            rest = {"learned": len(results), "params": before, "begun": begun, "on_chunk": stop}
+            for result in learn(scans, tasks, name, settings, **rest):
+                results.append(result)
+                unfinished.clear(tmp_path)
+        except PowerError:
+            places += 1
+        names = [scan.name for scan in scans]
+        begun, faults = unfinished.load(tmp_path, len(results) + 1, names)
+        assert not faults
+    # Per task: two chunks before the last of each of two batches, and the end of the first batch.
+    assert places == 5 * len(tasks)
+    for a, b in zip(expected, results, strict=True):
+        assert (a.metrics, a.fits) == (b.metrics, b.fits)
+        jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+
+
+def test_what_does_not_fit_any_more_is_begun_again(monkeypatch):
+    """Patients of another batch, at another step, or half of a batch."""
+    monkeypatch.setattr(continual, "STEPS_PER_CHUNK", 4)
+    scans, tasks = cohort()[:3], domain_expansion()[:1]
+    saved = {}
+
+    def keep(task, step, snapshot):
+        for scan, progress in snapshot().items():
+            saved.setdefault((scan, step), progress)
+
+    (expected,) = learn(scans, tasks, "siren", SETTINGS, on_chunk=keep)
+    first, second = scans[0].name, scans[1].name
+    for begun in (
+        {first: saved[first, 4], second: saved[second, 8]},
+        {first: saved[first, 4]},
+    ):
+        settings = SETTINGS._replace(patients_per_batch=0)
+        (result,) = learn(scans, tasks, "siren", settings, begun=begun)
+        assert (result.metrics, result.fits) == (expected.metrics, expected.fits)
+
+
+def test_a_damaged_file_of_an_unfinished_task_is_named(tmp_path):
+    scans, tasks = cohort()[:1], domain_expansion()[:1]
+    with pytest.raises(PowerError):
+
+        def stop(task, step, snapshot):
+            unfinished.save(tmp_path, task, snapshot())
+            raise PowerError
+
+        list(learn(scans, tasks, "siren", SETTINGS._replace(num_steps=60), on_chunk=stop))
+    (path,) = (tmp_path / "unfinished/task_1").iterdir()
+    whole = path.read_bytes()
+    for damaged in (b"", b"PK", whole[: len(whole) // 2], whole[:200] + b"x" * 50 + whole[250:]):
+        path.write_bytes(damaged)
+        scans_left, (fault,) = unfinished.load(tmp_path, 1, [scans[0].name])
+        assert not scans_left
+        assert fault.startswith(f"{path}: damaged (") and f"{scans[0].name} begins" in fault
+
+
+def test_one_process_at_a_time(tmp_path):
+    (tmp_path / ".lock").write_text("process 1 on another machine")  # left by a dead one
+    with locked(tmp_path), pytest.raises(ConfigError, match=rf"process {os.getpid()} on .* work"):
+        locked(tmp_path).__enter__()
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_told_of_once_and_the_second_is_not_held_up(number):
+    handler = signal.signal(number, lambda *_: (_ for _ in ()).throw(PowerError))
+    try:
+        with stopping() as asked:
+            assert asked() is None
+            os.kill(os.getpid(), number)
+            assert asked() == number
+            with pytest.raises(PowerError):
+                os.kill(os.getpid(), number)
+                time.sleep(1)
+        assert Stopped(number).exit_code == 128 + number
+    finally:
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def folder(phantom_root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    (folder / "data").symlink_to(phantom_root)
+    return folder
+
+
+def start(folder):
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(TRAIN, cwd=folder, env=environment, **pipes)
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 240
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    process = start(folder)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return (folder / "run").rename(folder / "undisturbed")
+
+
+def assert_same_end(run, undisturbed):
+    for name in ("metrics.csv", "fits.csv", "summary.csv", "config.json", "patients.json"):
+        assert (run / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    for task in range(1, 5):
+        both = [checkpoints.load_all(folder, task) for folder in (run, undisturbed)]
+        jax.tree.map(np.testing.assert_array_equal, *both)
+    assert not (run / "unfinished").exists()
+
+
+def test_a_signal_stops_a_run_which_then_goes_on_to_the_same_end(folder, undisturbed):
+    for number, task, code in ((signal.SIGTERM, 1, 143), (signal.SIGINT, 2, 130)):
+        process = start(folder)
+        wait_for((folder / f"run/unfinished/task_{task}").exists, process)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == code, output
+        assert "everything is saved, the same command goes on" in output
+        assert "Traceback" not in output
+    process = start(folder)
+    wait_for((folder / "run/unfinished/task_2").exists, process)
+    second = start(folder)
+    output, _ = second.communicate(timeout=300)
+    assert second.returncode == 2 and "is at work here" in output, output
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert_same_end(folder / "run", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_comes_to_the_same_end(folder, undisturbed):
+    """Twenty times without warning, in however many runs that takes."""
+    moments, kills = random.Random(0), 0
+    for number in range(100):
+        if kills >= 20:
+            break
+        done = False
+        while not done:
+            process = start(folder)
+            try:
+                output, _ = process.communicate(timeout=moments.uniform(3, 15))
+                done = True
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                kills += 1
+        assert process.returncode == 0, output
+        assert_same_end((folder / "run").rename(folder / f"killed_{number}"), undisturbed)
+    assert kills >= 20
