@@ -73,7 +73,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _read(path: Path) -> ScanProgress:
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
         arrays = dict(file)
     about = json.loads(str(arrays.pop("about")))
     if about["format"] != FORMAT:
