@@ -14,7 +14,8 @@ from rich.table import Table
 
 from configs.base import SCENARIOS, split_words
 from experiments.commandline import launch
-from nfcl_jax.data.acdc import Cohort, find_patients, read_cohort
+from nfcl_jax.data.acdc import read_cohort
+from nfcl_jax.scenarios import Scan
 
 _ROOT = flags.DEFINE_string("root", None, "the folder of patientNNN folders")
 _PATIENTS = flags.DEFINE_string("patients", "", "comma-separated; empty is all")
@@ -23,11 +24,11 @@ _PATIENTS = flags.DEFINE_string("patients", "", "comma-separated; empty is all")
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    wanted = split_words(_PATIENTS.value)
-    cohort = read_cohort(_ROOT.value, SCENARIOS, wanted)
-    patients = [folder.name for folder in find_patients(_ROOT.value, wanted)]
+    cohort = read_cohort(_ROOT.value, SCENARIOS, split_words(_PATIENTS.value))
+    scans = [scan for own in cohort.scans.values() for scan in own]
+    patients = sorted({scan.patient for scan in scans} | set(cohort.faults))
     console = Console()
-    console.print(table(cohort, patients))
+    console.print(table(cohort.faults, scans, patients))
     for line in [*(line for faults in cohort.faults.values() for line in faults), *cohort.warnings]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     sound = len(patients) - len(cohort.faults)
@@ -35,15 +36,14 @@ def main(argv: list[str]) -> None:
     sys.exit(1 if cohort.faults else 0)
 
 
-def table(cohort: Cohort, patients: list[str]) -> Table:
+def table(faults: dict[str, list[str]], scans: list[Scan], patients: list[str]) -> Table:
     """Each patient's grids, or the number of faults."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("patient", "image", "voxels", "mm", "frames", "faults"):
         shown.add_column(column)
-    scans = [scan for own in cohort.scans.values() for scan in own]
     for patient in patients:
-        if patient in cohort.faults:
-            shown.add_row(patient, "", "", "", "", str(len(cohort.faults[patient])), style="red")
+        if patient in faults:
+            shown.add_row(patient, "", "", "", "", str(len(faults[patient])), style="red")
         for scan in scans:
             if scan.patient == patient:
                 shown.add_row(

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from nfcl_jax.faults import first_line
 from nfcl_jax.fields import Params
 
 FORMAT = 1
@@ -80,11 +81,13 @@ def load(workdir: str | Path, task: int, patient: str, image: str) -> Params:
       FileNotFoundError, CheckpointError: as `load_metadata`.
       KeyError: if the checkpoint does not have that patient and image.
     """
-    shapes = _metadata(workdir, task).metadata
+    metadata = _metadata(workdir, task)
+    shapes = metadata.metadata
     if image not in shapes.get(patient, {}):
         known = [f"{p}/{i}" for p, images in shapes.items() for i in images]
         raise KeyError(f"no {patient}/{image} in this checkpoint; there are {', '.join(known)}")
-    return _load(workdir, task, {patient: {image: shapes[patient][image]}})[patient][image]
+    wanted = {patient: {image: shapes[patient][image]}}
+    return _load(workdir, task, metadata, wanted)[patient][image]
 
 
 def load_all(workdir: str | Path, task: int) -> dict[str, Params]:
@@ -93,7 +96,8 @@ def load_all(workdir: str | Path, task: int) -> dict[str, Params]:
     Raises:
       FileNotFoundError, CheckpointError: as `load_metadata`.
     """
-    tree = _load(workdir, task, _metadata(workdir, task).metadata)
+    metadata = _metadata(workdir, task)
+    tree = _load(workdir, task, metadata, metadata.metadata)
     return {
         f"{patient}/{image}": params
         for patient, images in tree.items()
@@ -122,8 +126,7 @@ def set_aside(workdir: str | Path, task: int) -> Path:
     return path.rename(aside)
 
 
-def _load(workdir, task, shapes):
-    metadata = _metadata(workdir, task)
+def _load(workdir, task, metadata, shapes):
     wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
@@ -132,12 +135,12 @@ def _load(workdir, task, shapes):
         with context:
             tree = ocp.load(path, wanted)
     except Exception as error:  # of any kind, as the damage may be
-        raise CheckpointError(f"{path}: damaged ({_first_line(error)}).") from error
+        raise CheckpointError(f"{path}: damaged ({first_line(error)}).") from error
     digests = metadata.custom_metadata.get("digests", {})  # early runs have none
     for patient, images in tree.items():
         for image, params in images.items():
             name = f"{patient}/{image}"
-            if digests.get(name, digest(params)) != digest(params):
+            if name in digests and digests[name] != digest(params):
                 raise CheckpointError(f"{path}: damaged (other parameters of {name} were saved).")
     return tree
 
@@ -150,11 +153,7 @@ def _metadata(workdir: str | Path, task: int):
         metadata = ocp.metadata(path)
         version = (metadata.custom_metadata or {}).get("format")
     except Exception as error:  # of any kind, as the damage may be
-        raise CheckpointError(f"{path}: damaged ({_first_line(error)}).") from error
+        raise CheckpointError(f"{path}: damaged ({first_line(error)}).") from error
     if version != FORMAT:
         raise CheckpointError(f"{path}: format {version} instead of {FORMAT}.")
     return metadata
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -188,9 +188,7 @@ def learn(
                 names = tuple(scan.name for scan in batch)
                 on_progress(Progress(number, place, len(batches), names, step, mean))
 
-            def keep(step, snapshot, number=number):
-                on_chunk(number, step, snapshot)
-
+            keep = functools.partial(on_chunk, number)
             after, losses, outputs = _learn_task(
                 batch, per_batch, seen, params, begun, field, strategy, settings, mesh, report, keep
             )
@@ -314,7 +312,7 @@ def _learn_task(
     )
     num_seen = max(task.frames[1] for task in tasks)
     host_params = jax.device_get(state.params)
-    all_losses = Losses(*(np.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True)))
+    all_losses = _joined(chunks)
     each = [jax.tree.map(lambda x, i=i: np.array(x[i]), host_params) for i in range(len(batch))]
     return (
         [resize_table(p, scan.intensities.size) for p, scan in zip(each, batch, strict=True)],
@@ -323,10 +321,14 @@ def _learn_task(
     )
 
 
+def _joined(chunks: list[Losses]) -> Losses:
+    """The losses of a batch's chunks of steps, one after the other."""
+    return Losses(*(np.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True)))
+
+
 def _snapshot(batch, step, state, chunks) -> dict[str, ScanProgress]:
     """What each scan of a batch has after `step` steps."""
-    host = jax.device_get(state)
-    losses = Losses(*(np.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True)))
+    host, losses = jax.device_get(state), _joined(chunks)
     scans = {}
     for i, scan in enumerate(batch):
         own, own_losses = jax.tree.map(lambda x, i=i: np.array(x[i]), (host, losses))

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from nfcl_jax.continual import Fit, Metric, ScanProgress
+from nfcl_jax.faults import first_line
 from nfcl_jax.reporting.records import write_file
 from nfcl_jax.training import Losses
 
@@ -55,7 +56,9 @@ def load(workdir: Path, task: int, names: list[str]) -> tuple[dict[str, ScanProg
         except FileNotFoundError:
             pass
         except Exception as error:  # of any kind, as the damage may be
-            faults.append(f"{path}: damaged ({error}); {name} begins task {task} again.")
+            faults.append(
+                f"{path}: damaged ({first_line(error)}); {name} begins task {task} again."
+            )
     return scans, faults
 
 

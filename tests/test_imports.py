@@ -4,7 +4,8 @@ import ast
 from pathlib import Path
 
 ORDER = [
-    "sine", "coordinates", "losses", "scenarios", "fields", "strategies", "training", "evaluation",
+    "faults", "sine", "coordinates", "losses", "scenarios", "fields", "strategies", "training",
+    "evaluation",
     "data.acdc", "data.phantom", "checkpoints", "runs", "continual", "reporting.records",
     "unfinished", "reporting.statistics", "reporting.results", "reporting.weights",
     "reporting.tables", "reporting.cautions", "reporting.claims", "reporting.figures",

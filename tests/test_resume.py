@@ -190,8 +190,8 @@ def test_a_signal_stops_a_run_which_then_goes_on_to_the_same_end(folder, undistu
         assert process.returncode == code, output
         assert "everything is saved, the same command goes on" in output
         assert "Traceback" not in output
-    process = start(folder)
-    wait_for((folder / "run/unfinished/task_2").exists, process)
+    process, lock = start(folder), folder / "run/.lock"
+    wait_for(lambda: f"process {process.pid} " in lock.read_text(), process)
     second = start(folder)
     output, _ = second.communicate(timeout=300)
     assert second.returncode == 2 and "is at work here" in output, output

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
+from nfcl_jax.faults import first_line
 from nfcl_jax.scenarios import (
     NUM_CLASSES,
     NUM_FRAMES,
@@ -142,7 +143,7 @@ def read_volume(path: Path, dimensions: int) -> Volume:
         spacing = tuple(float(size) for size in header["pixdim"][1:4])
         slope = float(header["scl_slope"])
     except Exception as error:  # a damaged header fails in any way
-        raise DataError(f"{path}: not a readable NIfTI file ({_first_line(error)}).") from error
+        raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
     if len(shape) != dimensions or min(shape) < 1:
         raise DataError(f"{path}: expected {dimensions} dimensions, found shape {shape}.")
     _check_geometry(path, shape, spacing)
@@ -153,7 +154,7 @@ def read_volume(path: Path, dimensions: int) -> Volume:
     try:
         data = np.asarray(image.get_fdata(dtype=np.float32))
     except Exception as error:  # and so do damaged data
-        raise DataError(f"{path}: not a readable NIfTI file ({_first_line(error)}).") from error
+        raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
     if not np.isfinite(data).all():
         raise DataError(f"{path}: {int((~np.isfinite(data)).sum())} voxels are not finite.")
     return Volume(data, spacing, image.affine)
@@ -197,10 +198,6 @@ def memory_of_machine() -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else ""
     return min(machine, int(text)) if text.isdigit() else machine
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def read_cine(folder: Path) -> Scan:
