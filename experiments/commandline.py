@@ -14,6 +14,7 @@ from absl import app, flags
 
 from configs.base import ConfigError
 from experiments.guards import Stopped
+from nfcl_jax.continual import InactivePenaltyError
 from nfcl_jax.data.acdc import DataError
 from nfcl_jax.reporting.results import ReportError
 
@@ -67,7 +68,7 @@ def _explain(function):
         try:
             return function(argv)
         # ml_collections tells of a config file that is not there by an OSError at its first use.
-        except (ConfigError, DataError, ReportError, OSError) as error:
+        except (ConfigError, DataError, ReportError, InactivePenaltyError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except Stopped as stop:

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from configs.base import make_config
 from nfcl_jax import continual
+from nfcl_jax.programs import CPU_OPTIONS, compile_for
 from nfcl_jax.scenarios import SCENARIOS, Scan
 from nfcl_jax.strategies import create_strategy
-from nfcl_jax.training import CPU_OPTIONS, compile_for
 
 Run = Callable[[int], None]  # does so many steps, and returns when they are done
 

@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -309,6 +310,13 @@ def _log_start(scan_records: list[dict]) -> None:
 def _log_task(result: continual.TaskResult, tasks: tuple[Task, ...]) -> None:
     task = tasks[result.number - 1]
     log.info("task %d of %d (%s) learned and saved", result.number, len(tasks), task.name)
+    if any(fit.penalty_share for fit in result.fits):
+        log.info(
+            "after the first steps the penalty is %.3g times the fitting loss and its gradient "
+            "%.3g times the fit's (medians)",
+            statistics.median(fit.penalty_share for fit in result.fits),
+            statistics.median(fit.penalty_gradient_share for fit in result.fits),
+        )
     for fit in result.fits:
         name = f"{fit.patient}/{fit.image}"
         if fit.diverged:

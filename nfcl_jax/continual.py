@@ -11,22 +11,27 @@ from jax.sharding import AxisType, Mesh
 
 from nfcl_jax import evaluation
 from nfcl_jax.fields import Params, create_field, resize_table
+from nfcl_jax.programs import compile_for
 from nfcl_jax.scenarios import Scan, Task, merge_domains, num_channels
-from nfcl_jax.strategies import Strategy, finetune
+from nfcl_jax.strategies import Strategy
 from nfcl_jax.training import (
     FitConfig,
     Losses,
     Patient,
+    PenaltyShare,
     TaskArrays,
     TaskOutputs,
     TrainState,
-    compile_for,
     padded_size,
     stack_scans,
 )
 
 STEPS_PER_CHUNK = 50  # steps between two looks at the losses
 POINTS_IN_FLIGHT = 2**17  # that an accelerator is given at once: some GB of activations
+
+
+class InactivePenaltyError(ValueError):
+    """What a strategy adds to the loss, or to its gradient, is zero."""
 
 
 class Settings(NamedTuple):
@@ -53,7 +58,8 @@ class Metric(NamedTuple):
 
 class Fit(NamedTuple):
     """How one scan's fit to one task ended. `first_bad_step` is the first step, from 1, whose
-    loss was not finite, or 0."""
+    loss was not finite, or 0. The shares are `training.PenaltyShare` after the first chunk of
+    steps, 0 without a penalty."""
 
     patient: str
     image: str
@@ -63,6 +69,8 @@ class Fit(NamedTuple):
     collapsed: bool
     diverged: bool
     first_bad_step: int
+    penalty_share: float = 0.0
+    penalty_gradient_share: float = 0.0
 
 
 class TaskResult(NamedTuple):
@@ -83,6 +91,7 @@ class ScanProgress(NamedTuple):
     params: Params
     optimiser: list[np.ndarray]  # leaves
     losses: Losses
+    penalty_share: PenaltyShare | None
     metrics: list[Metric]
     fits: list[Fit]
 
@@ -137,7 +146,7 @@ def learn(
     scans: Sequence[Scan],
     tasks: Sequence[Task],
     field: Mapping[str, Any],
-    strategy: Strategy,
+    strategy: Strategy | None,
     settings: Settings,
     mesh: Mesh,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -155,7 +164,7 @@ def learn(
       scans: all with the same number of frames.
       tasks: in the order in which they are learned.
       field: the field's name and constants, as `fields.create_field` takes them.
-      strategy: from `strategies`; used from the second task on.
+      strategy: from `strategies`; used from the second task on. None is fine-tuning.
       settings: see there.
       mesh: from `device_mesh`.
       on_progress: called between chunks of steps.
@@ -169,6 +178,9 @@ def learn(
 
     Yields:
       A result after each further task, with scores on every task so far.
+
+    Raises:
+      InactivePenaltyError: if the strategy's penalty or its gradient is zero after the first steps.
     """
     per_batch, batches = make_batches(scans, settings.patients_per_batch, settings.batch_size, mesh)
     params, begun = dict(params or {}), dict(begun or {})
@@ -189,15 +201,15 @@ def learn(
                 on_progress(Progress(number, place, len(batches), names, step, mean))
 
             keep = functools.partial(on_chunk, number)
-            after, losses, outputs = _learn_task(
+            after, losses, shares, outputs = _learn_task(
                 batch, per_batch, seen, params, begun, field, strategy, settings, mesh, report, keep
             )
             finished = {}
             for i, scan in enumerate(batch):
                 scores = _score(scan, seen, outputs[i])
-                fit = _judge(scan, seen[-1], number, losses[i], outputs[i])
+                fit = _judge(scan, seen[-1], number, losses[i], shares[i], outputs[i])
                 finished[scan.name] = ScanProgress(
-                    settings.num_steps, after[i], [], losses[i], scores, [fit]
+                    settings.num_steps, after[i], [], losses[i], shares[i], scores, [fit]
                 )
                 params[scan.name] = after[i]
                 metrics += scores
@@ -224,18 +236,18 @@ def task_arguments(
     per_batch: int,
     tasks: Sequence[Task],
     field: Mapping[str, Any],
-    strategy: Strategy,
+    strategy: Strategy | None,
     settings: Settings,
 ) -> TaskArguments:
     """The arguments for fitting `batch` to the last of `tasks`; a batch of less than `per_batch`
     scans is filled up with repetitions, so that it runs in the same program."""
     number, task = len(tasks), tasks[-1]
-    earlier = merge_domains(tasks[:-1])
+    earlier = merge_domains(tasks[:-1]) if strategy else {}
     largest = max(scan.intensities[0].size for scan in batch)
     num_voxels = padded_size(largest)
     config = FitConfig(
         field=create_field(field, num_channels(tasks), batch[0].num_frames * num_voxels),
-        strategy=strategy if earlier else finetune(),
+        strategy=strategy if earlier else None,
         learning_rate=settings.learning_rate,
         num_steps=settings.num_steps,
         batch_size=settings.batch_size,
@@ -263,14 +275,15 @@ def task_arguments(
         stack_scans(filled, num_voxels, settings.seed),
         task_arrays,
         stop_earlier * largest,
-        max(stop_earlier, task.frames[1]) * largest,
+        max(task.frames[1] for task in tasks) * largest,
     )
 
 
 def _learn_task(
     batch, per_batch, tasks, params, begun, field, strategy, settings, mesh, report, keep
 ):
-    """Fits one batch to the last of `tasks`; parameters, losses and rendered outputs per scan."""
+    """Fits one batch to the last of `tasks`; parameters, losses, shares of the penalty and rendered
+    outputs per scan."""
     config, outputs, patients, task_arrays, stop_earlier, stop_seen = task_arguments(
         batch, per_batch, tasks, field, strategy, settings
     )
@@ -285,7 +298,7 @@ def _learn_task(
     state, memory = programs.start_task(
         config, outputs, before, patients, task_arrays, jnp.int32(stop_earlier)
     )
-    state, step, chunks = _go_on([begun.get(scan.name) for scan in batch], state)
+    state, step, chunks, shares = _go_on([begun.get(scan.name) for scan in batch], state)
     for first in range(step, settings.num_steps, STEPS_PER_CHUNK):
         stop = min(first + STEPS_PER_CHUNK, settings.num_steps)
         state, losses = programs.fit_steps(
@@ -299,12 +312,18 @@ def _learn_task(
             jnp.int32(first),
             jnp.int32(stop),
         )
+        if outputs.earlier and not shares:
+            all_shares = programs.penalty_share(
+                config, outputs, state.params, memory, patients, task_arrays, jnp.int32(stop)
+            )
+            shares = [PenaltyShare(*map(float, s)) for s in zip(*all_shares, strict=True)]
+            _refuse_inactive(shares, batch, len(tasks), stop)
         # The next chunk is on its way before the losses of this one are looked at.
         if chunks:
             report(first, chunks[-1])
         chunks.append(jax.tree.map(lambda x, n=stop - first: x[:, :n], losses))
         if stop < settings.num_steps:
-            keep(stop, functools.partial(_snapshot, batch, stop, state, chunks))
+            keep(stop, functools.partial(_snapshot, batch, stop, state, chunks, shares))
     report(settings.num_steps, chunks[-1])
 
     rendered = np.asarray(
@@ -317,8 +336,21 @@ def _learn_task(
     return (
         [resize_table(p, scan.intensities.size) for p, scan in zip(each, batch, strict=True)],
         [Losses(fit, penalty) for fit, penalty in zip(*all_losses, strict=True)],
+        shares or [None] * len(batch),
         [_as_volumes(rendered[i], scan, num_seen) for i, scan in enumerate(batch)],
     )
+
+
+def _refuse_inactive(
+    shares: list[PenaltyShare], batch: Sequence[Scan], number: int, step: int
+) -> None:
+    for scan, share in zip(batch, shares, strict=False):
+        if share.loss == 0 or share.gradient == 0:
+            raise InactivePenaltyError(
+                f"{scan.name}, task {number}: after {step} steps the strategy's penalty is "
+                f"{share.loss:g} times the fitting loss, its gradient {share.gradient:g} times the "
+                "fit's; neither may be 0, for that is fine-tuning by another name."
+            )
 
 
 def _joined(chunks: list[Losses]) -> Losses:
@@ -326,35 +358,38 @@ def _joined(chunks: list[Losses]) -> Losses:
     return Losses(*(np.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True)))
 
 
-def _snapshot(batch, step, state, chunks) -> dict[str, ScanProgress]:
+def _snapshot(batch, step, state, chunks, shares) -> dict[str, ScanProgress]:
     """What each scan of a batch has after `step` steps."""
     host, losses = jax.device_get(state), _joined(chunks)
     scans = {}
     for i, scan in enumerate(batch):
         own, own_losses = jax.tree.map(lambda x, i=i: np.array(x[i]), (host, losses))
         leaves = jax.tree.leaves(own.opt_state)
-        scans[scan.name] = ScanProgress(step, own.params, leaves, own_losses, [], [])
+        share = shares[i] if shares else None
+        scans[scan.name] = ScanProgress(step, own.params, leaves, own_losses, share, [], [])
     return scans
 
 
 def _go_on(
     begun: list[ScanProgress | None], state: TrainState
-) -> tuple[TrainState, int, list[Losses]]:
-    """Where a batch, whose fresh state is given, goes on: state, steps done, and their losses. It
-    begins again unless all its scans have done the same number of steps on a grid of this size."""
+) -> tuple[TrainState, int, list[Losses], list[PenaltyShare]]:
+    """Where a batch, whose fresh state is given, goes on: state, steps done, their losses, and the
+    shares of the penalty. It begins again unless all its scans have done the same number of steps
+    on a grid of this size."""
     leaves, structure = jax.tree.flatten(state)
     scans = [scan and [*jax.tree.leaves(scan.params), *scan.optimiser] for scan in begun]
     shapes = [leaf.shape[1:] for leaf in leaves]
     if any(scan is None or [leaf.shape for leaf in scan] != shapes for scan in scans):
-        return state, 0, []
+        return state, 0, [], []
     if len({scan.step for scan in begun}) > 1:
-        return state, 0, []
+        return state, 0, [], []
     places = [i % len(scans) for i in range(len(leaves[0]))]
     stacked = [np.stack([scans[i][k] for i in places]) for k in range(len(leaves))]
     losses = Losses(
         *(np.stack(part) for part in zip(*(begun[i].losses for i in places), strict=True))
     )
-    return jax.tree.unflatten(structure, stacked), begun[0].step, [losses]
+    shares = [scan.penalty_share for scan in begun if scan.penalty_share]
+    return jax.tree.unflatten(structure, stacked), begun[0].step, [losses], shares
 
 
 def _as_volumes(flat: np.ndarray, scan: Scan, num_frames: int) -> np.ndarray:
@@ -371,7 +406,14 @@ def _score(scan: Scan, tasks: Sequence[Task], outputs: np.ndarray) -> list[Metri
     ]
 
 
-def _judge(scan: Scan, task: Task, number: int, losses: Losses, outputs: np.ndarray) -> Fit:
+def _judge(
+    scan: Scan,
+    task: Task,
+    number: int,
+    losses: Losses,
+    share: PenaltyShare | None,
+    outputs: np.ndarray,
+) -> Fit:
     bad = np.flatnonzero(~np.isfinite(losses.fit + losses.penalty))
     diverged = bool(bad.size) or evaluation.has_diverged(task, outputs)
     return Fit(
@@ -383,4 +425,6 @@ def _judge(scan: Scan, task: Task, number: int, losses: Losses, outputs: np.ndar
         collapsed=bool(not diverged and evaluation.has_collapsed(task, scan, outputs)),
         diverged=diverged,
         first_bad_step=int(bad[0]) + 1 if bad.size else 0,
+        penalty_share=share.loss if share else 0.0,
+        penalty_gradient_share=share.gradient if share else 0.0,
     )

@@ -12,15 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfcl_jax import checkpoints
-from nfcl_jax.fields import Params, create_field, num_output_channels
+from nfcl_jax.fields import Params, create_field, evaluate, num_output_channels
 
 BLOCK = 8192  # points that an opened field is asked at once
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(module, params, inputs):
-    """Compiled once for all fields of one kind and size."""
-    return module.apply(params, inputs)
+# Compiled once for all fields of one kind and size.
+_apply = jax.jit(lambda module, params, inputs: module.apply(params, inputs), static_argnums=0)
+_evaluate = jax.jit(evaluate, static_argnums=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,20 +64,8 @@ class Run:
         Raises:
           KeyError: if the run has no such patient, image or task.
         """
-        scan = self._scan(patient, image)
-        params = jax.tree.map(jnp.asarray, self.params(patient, task, image))
-        shape = tuple(scan["shape"])
+        module, params, shape = self._opened(patient, task, image)
         size = int(np.prod(shape))
-        module = create_field(self.config["field"], num_output_channels(params), rows=size)
-
-        def in_blocks(points):
-            """Every point, in blocks of one size: bounded memory, one compiled program."""
-            blocks = []
-            for start in range(0, len(points), BLOCK):
-                block = points[start : start + BLOCK]
-                repeated = np.resize(block, (BLOCK, *block.shape[1:]))
-                blocks.append(np.asarray(_apply(module, params, repeated))[: len(block)])
-            return np.concatenate(blocks) if blocks else np.zeros((0, module.channels), "f4")
 
         def at_voxels(index):
             index = np.asarray(index)
@@ -92,15 +79,31 @@ class Run:
                     f"off the grid: the indices of a {shape} grid run from 0 to {size - 1}, got "
                     f"{index.min()} to {index.max()}."
                 )
-            return in_blocks(index)
+            return _in_blocks(functools.partial(_apply, module, params), index)
 
         def at_coords(coords):
             coords = np.asarray(coords, np.float32)
             if coords.ndim != 2 or coords.shape[1] != len(shape):
                 raise ValueError(f"expected shape (points, {len(shape)}), got {coords.shape}.")
-            return in_blocks(coords)
+            return _in_blocks(functools.partial(_apply, module, params), coords)
 
         return at_voxels if module.on_grid else at_coords
+
+    def at_voxels(
+        self, patient: str, task: int, index: np.ndarray, image: str | None = None
+    ) -> np.ndarray:
+        """What any field answers at voxels, given as flat indices (points,) in C order over the
+        scan's `shape`: raw outputs (points, channels). See `field` for the other arguments."""
+        module, params, shape = self._opened(patient, task, image)
+        return _in_blocks(lambda block: _evaluate(module, params, block, np.array(shape)), index)
+
+    def _opened(self, patient: str, task: int, image: str | None):
+        """The module, parameters and grid of one scan's field after a task."""
+        shape = tuple(self._scan(patient, image)["shape"])
+        params = jax.tree.map(jnp.asarray, self.params(patient, task, image))
+        rows = int(np.prod(shape))
+        module = create_field(self.config["field"], num_output_channels(params), rows)
+        return module, params, shape
 
     def _scan(self, patient: str, image: str | None) -> dict[str, Any]:
         found = [
@@ -118,6 +121,16 @@ class Run:
     def _check_task(self, task: int) -> None:
         if task not in self.tasks:
             raise KeyError(f"no checkpoint of task {task}; there are {list(self.tasks)}")
+
+
+def _in_blocks(answer: Callable[[np.ndarray], jax.Array], points: np.ndarray) -> np.ndarray:
+    """`answer` at every point, in blocks of one size: bounded memory, one compiled program."""
+    blocks = []
+    for start in range(0, max(len(points), 1), BLOCK):
+        block = points[start : start + BLOCK]
+        padding = np.zeros((BLOCK - len(block), *block.shape[1:]), block.dtype)
+        blocks.append(np.asarray(answer(np.concatenate([block, padding])))[: len(block)])
+    return np.concatenate(blocks)
 
 
 def open_run(workdir: str | Path) -> Run:

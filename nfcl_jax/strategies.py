@@ -1,4 +1,4 @@
-"""What keeps a field from forgetting: fine-tuning (nothing) and distillation.
+"""What keeps a field from forgetting: nothing (fine-tuning), or distillation.
 
 A strategy is a NamedTuple of pure functions, as an optax transformation is; the training step
 knows no strategy by name. All functions are for one patient and run under jit and vmap.
@@ -63,30 +63,21 @@ class Strategy(NamedTuple):
     """The three things that a strategy does.
 
     Attributes:
-      rehearses: whether it asks the field where the earlier tasks were.
       remember: (earlier, params) -> memory; once, at the start of a task, from the parameters
         that the last one left.
-      rehearse: (earlier, memory, new, key) -> Rehearsal or None; in each step, before the field
-        is evaluated; `new` are the points of the new task.
+      rehearse: (earlier, memory, new, key) -> Rehearsal; in each step, before the field is
+        evaluated; `new` are the points of the new task.
       penalty: (earlier, rehearsal, outputs) -> scalar that is added to the fitting loss;
         `outputs` are the field's at the rehearsed inputs.
     """
 
-    rehearses: bool
     remember: Callable[[EarlierTasks, Params], Any]
-    rehearse: Callable[[EarlierTasks, Any, Points, Key[Array, ""]], Rehearsal | None]
-    penalty: Callable[[EarlierTasks, Rehearsal | None, Any], Float[Array, ""]]
+    rehearse: Callable[[EarlierTasks, Any, Points, Key[Array, ""]], Rehearsal]
+    penalty: Callable[[EarlierTasks, Rehearsal, Array], Float[Array, ""]]
 
 
-@functools.lru_cache
-def finetune() -> Strategy:
+def finetune() -> None:
     """Nothing is remembered: the paper's baseline."""
-    return Strategy(
-        rehearses=False,
-        remember=lambda earlier, params: None,
-        rehearse=lambda earlier, memory, new, key: None,
-        penalty=lambda earlier, rehearsal, outputs: jnp.zeros(()),
-    )
 
 
 class Teacher(NamedTuple):
@@ -123,9 +114,9 @@ def distillation(weight: float, points: str = "voxels") -> Strategy:
         return Teacher(params, None)
 
     def rehearse(earlier: EarlierTasks, teacher: Teacher, new: Points, key) -> Rehearsal:
-        draw_key, space_key = jax.random.split(key)
-        drawn = new if points == "shared" else earlier.draw(draw_key)
+        drawn = new if points == "shared" else earlier.draw(key)
         if points == "continuous":
+            space_key = jax.random.fold_in(key, 1)
             inputs = coordinates.sample_coords(space_key, drawn, earlier.shape)
         else:
             inputs = field_inputs(earlier.field, drawn.index, earlier.shape)
@@ -145,17 +136,17 @@ def distillation(weight: float, points: str = "voxels") -> Strategy:
             total += weighted_mean(loss, rehearsal.points.weights * known)
         return weight * total
 
-    return Strategy(True, remember, rehearse, penalty)
+    return Strategy(remember, rehearse, penalty)
 
 
-STRATEGIES: dict[str, Callable[..., Strategy]] = {
+STRATEGIES: dict[str, Callable[..., Strategy | None]] = {
     "finetune": finetune,
     "distillation": distillation,
 }
 
 
-def create_strategy(name: str, constants: Mapping[str, Any]) -> Strategy:
-    """The strategy of that name with its constants.
+def create_strategy(name: str, constants: Mapping[str, Any]) -> Strategy | None:
+    """The strategy of that name with its constants; None is to do nothing.
 
     Raises:
       ValueError: for a name that is not in STRATEGIES.

@@ -1,10 +1,5 @@
-"""Fitting one patient to one task, and then all patients of a batch at once.
+"""Fitting one patient to one task. `programs` maps it over the patients of a batch."""
 
-Everything with `Patient` in its signature is written for one patient. `over_patients` maps it
-over a batch, of which each device takes its share.
-"""
-
-import functools
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from nfcl_jax import coordinates
@@ -25,7 +19,6 @@ from nfcl_jax.fields import (
     grow_output,
     init_params,
     num_output_channels,
-    render,
     replace_window,
     table_window,
 )
@@ -33,17 +26,12 @@ from nfcl_jax.losses import weighted_mean
 from nfcl_jax.scenarios import Output, Scan
 from nfcl_jax.strategies import EarlierTasks, Strategy
 
-# How XLA compiles for a CPU. Measured on two cores of an AMD EPYC: Eigen's matrix products take a
-# tenth less time than those of its younger rival, which is the default, and vectors of 512 bits,
-# where there are any, halve the time of a sine.
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_prefer_vector_width": 512}
-
 
 class FitConfig(NamedTuple):
     """How a field is fitted; static under jit, so equal recipes share compiled programs."""
 
     field: nn.Module
-    strategy: Strategy
+    strategy: Strategy | None
     learning_rate: float
     num_steps: int
     batch_size: int  # points per step; 0 is every voxel of the task
@@ -69,7 +57,8 @@ class TaskArrays(NamedTuple):
 
 
 class TaskOutputs(NamedTuple):
-    """The part of a task that is static: what is learned, and what was learned before."""
+    """The part of a task that is static: what is learned, and what was learned before, if the
+    strategy asks for it: without, the first task and the next are the same to the program."""
 
     new: Output
     earlier: tuple[Output, ...]
@@ -87,6 +76,14 @@ class Losses(NamedTuple):
 
     fit: Float[Array, "*steps"]
     penalty: Float[Array, "*steps"]
+
+
+class PenaltyShare(NamedTuple):
+    """What a strategy adds to the fitting loss, and the norm of its gradient towards all
+    parameters, as multiples of the fitting loss's."""
+
+    loss: Float[Array, ""]
+    gradient: Float[Array, ""]
 
 
 def stable_hash(name: str) -> int:
@@ -181,7 +178,7 @@ def learning_part(
     Returns:
       The field, its parameters, and which index they count from, if not 0.
     """
-    if not config.field.on_grid or (outputs.earlier and config.strategy.rehearses):
+    if not config.field.on_grid or outputs.earlier:
         return config.field, params, None
     rows = outputs.num_frames * config.num_voxels
     return *table_window(config.field, params, start, rows), start
@@ -206,8 +203,9 @@ def start_task(
     if params is None:
         params = fresh
     else:
-        earlier = earlier_tasks(config, outputs, patient, task_arrays, stop_voxel)
-        memory = config.strategy.remember(earlier, params)
+        if outputs.earlier:
+            earlier = earlier_tasks(config, outputs, patient, task_arrays, stop_voxel)
+            memory = config.strategy.remember(earlier, params)
         # A copy, because the state's buffers are donated to each step and the memory's are not.
         params = jax.tree.map(jnp.copy, params)
         if num_output_channels(params) < config.field.channels:
@@ -215,6 +213,55 @@ def start_task(
     start, _ = coordinates.frame_range(task_arrays.frames, patient.shape)
     _, learning, _ = learning_part(config, outputs, params, start)
     return TrainState(params, optimiser(config).init(learning)), memory
+
+
+def losses_of_step(
+    config: FitConfig,
+    outputs: TaskOutputs,
+    field: nn.Module,
+    offset: Int[Array, ""] | None,
+    memory: Any,
+    patient: Patient,
+    task_arrays: TaskArrays,
+) -> Callable[[Int[Array, ""]], Callable[[Params], Losses]]:
+    """The losses that a step looks at, as a function of the step's number and then of the params.
+
+    A step draws points of the task, asks the field there and, in the same pass, wherever the
+    strategy rehearses. `field` and `offset` are those of `learning_part`.
+    """
+    key = jax.random.fold_in(patient.key, task_arrays.number)
+    fit_key, rehearsal_key = stream(key, "fit"), stream(key, "rehearsal")
+    start, stop = coordinates.frame_range(task_arrays.frames, patient.shape)
+    earlier = (
+        earlier_tasks(config, outputs, patient, task_arrays, stop) if outputs.earlier else None
+    )
+
+    def draw(i):
+        points = draw_points(
+            config, outputs.num_frames, start, stop, jax.random.fold_in(fit_key, i)
+        )
+        inputs = field_inputs(config.field, points.index, patient.shape)
+        targets = targets_at(outputs.new, patient, points.index)
+        rehearsal = None
+        if earlier is not None:
+            step_key = jax.random.fold_in(rehearsal_key, i)
+            rehearsal = config.strategy.rehearse(earlier, memory, points, step_key)
+        elsewhere = rehearsal is not None and rehearsal.inputs is not None
+        asked = jnp.concatenate([inputs, rehearsal.inputs]) if elsewhere else inputs
+        asked = asked if offset is None else asked - offset
+
+        def losses(params):
+            answers = field.apply(params, asked)
+            new = answers[: len(inputs), outputs.new.channels]
+            fit = weighted_mean(outputs.new.loss(new, targets), points.weights)
+            if earlier is None:
+                return Losses(fit, jnp.zeros(()))
+            rehearsed = answers[len(inputs) :] if elsewhere else answers
+            return Losses(fit, config.strategy.penalty(earlier, rehearsal, rehearsed))
+
+        return losses
+
+    return draw
 
 
 def fit_steps(
@@ -230,46 +277,27 @@ def fit_steps(
 ) -> tuple[TrainState, Losses]:
     """Steps `first_step` to `stop_step - 1` of Adam on one task; at most `chunk` of them.
 
-    Each step draws points of the task, asks the field there and, in the same pass, wherever the
-    strategy rehearses, and minimises the fitting loss plus the strategy's penalty.
+    Each minimises the fitting loss plus the strategy's penalty.
     """
-    key = jax.random.fold_in(patient.key, task_arrays.number)
-    start, stop = coordinates.frame_range(task_arrays.frames, patient.shape)
-    earlier = (
-        earlier_tasks(config, outputs, patient, task_arrays, stop) if outputs.earlier else None
-    )
-    adam = optimiser(config)
+    start, _ = coordinates.frame_range(task_arrays.frames, patient.shape)
     field, learning, offset = learning_part(config, outputs, state.params, start)
+    draw = losses_of_step(config, outputs, field, offset, memory, patient, task_arrays)
+    adam = optimiser(config)
 
     def step(i, carry):
-        (learning, opt_state), losses = carry
-        points = draw_points(
-            config, outputs.num_frames, start, stop, jax.random.fold_in(stream(key, "fit"), i)
-        )
-        inputs = field_inputs(config.field, points.index, patient.shape)
-        targets = targets_at(outputs.new, patient, points.index)
-        rehearsal = None
-        if earlier is not None:
-            rehearsal_key = jax.random.fold_in(stream(key, "rehearsal"), i)
-            rehearsal = config.strategy.rehearse(earlier, memory, points, rehearsal_key)
-        elsewhere = rehearsal is not None and rehearsal.inputs is not None
-        asked = jnp.concatenate([inputs, rehearsal.inputs]) if elsewhere else inputs
-        asked = asked if offset is None else asked - offset
+        (learning, opt_state), all_losses = carry
+        losses_at = draw(i)
 
         def loss(params):
-            answers = field.apply(params, asked)
-            new = answers[: len(inputs), outputs.new.channels]
-            fit = weighted_mean(outputs.new.loss(new, targets), points.weights)
-            if earlier is None:
-                return fit, Losses(fit, jnp.zeros(()))
-            rehearsed = answers[len(inputs) :] if elsewhere else answers
-            penalty = config.strategy.penalty(earlier, rehearsal, rehearsed)
-            return fit + penalty, Losses(fit, penalty)
+            losses = losses_at(params)
+            return losses.fit + losses.penalty, losses
 
-        gradient, values = jax.grad(loss, has_aux=True)(learning)
+        gradient, losses = jax.grad(loss, has_aux=True)(learning)
         updates, opt_state = adam.update(gradient, opt_state)
-        losses = jax.tree.map(lambda all, new: all.at[i - first_step].set(new), losses, values)
-        return (optax.apply_updates(learning, updates), opt_state), losses
+        all_losses = jax.tree.map(
+            lambda all, new: all.at[i - first_step].set(new), all_losses, losses
+        )
+        return (optax.apply_updates(learning, updates), opt_state), all_losses
 
     empty = Losses(jnp.zeros(chunk), jnp.zeros(chunk))
     (learning, opt_state), losses = jax.lax.fori_loop(
@@ -279,81 +307,21 @@ def fit_steps(
     return TrainState(params, opt_state), losses
 
 
-def over_patients(
-    function: Callable, mesh: Mesh, num_static: int, mapped: tuple[bool, ...], **jit
-) -> Callable:
-    """`function`, written for one patient, over a batch of them.
-
-    Args:
-      function: its first arguments are hashable, the others pytrees.
-      mesh: one axis, "patients"; its size must divide that of the batch.
-      num_static: how many hashable arguments there are.
-      mapped: for each pytree argument, whether it has a leading batch axis.
-      **jit: further arguments of `jax.jit`.
-
-    Returns:
-      The jitted function; every result has a leading batch axis.
-    """
-    spec = PartitionSpec("patients")
-
-    def batched(*arguments):
-        static, arrays = arguments[:num_static], arguments[num_static:]
-        one_patient = functools.partial(function, *static)
-        on_device = _map_patients(one_patient, mapped, mesh.devices.flat[0].platform)
-        return jax.shard_map(
-            on_device,
-            mesh=mesh,
-            in_specs=tuple(spec if m else PartitionSpec() for m in mapped),
-            out_specs=spec,
-            check_vma=False,  # the patients never talk to each other
-        )(*arrays)
-
-    options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
-    static = tuple(range(num_static))
-    return jax.jit(batched, static_argnums=static, compiler_options=options, **jit)
-
-
-def _map_patients(one_patient: Callable, mapped: tuple[bool, ...], platform: str) -> Callable:
-    """`one_patient` over a batch axis: vmap on accelerators, one after the other on a CPU.
-
-    A CPU is filled by one patient. Each then runs in the very same loop body, so that a batch of
-    any size gives the same bits; batched matrix products round differently for each size, which
-    500 steps of Adam amplify to tenths of a dB.
-    """
-    if platform != "cpu":
-        return jax.vmap(one_patient, in_axes=tuple(0 if m else None for m in mapped))
-
-    def one_after_the_other(*arrays):
-        def with_shared(batched):
-            own = iter(batched)
-            return one_patient(
-                *(next(own) if m else x for x, m in zip(arrays, mapped, strict=True))
-            )
-
-        return jax.lax.map(with_shared, [x for x, m in zip(arrays, mapped, strict=True) if m])
-
-    return one_after_the_other
-
-
-class Programs(NamedTuple):
-    """The compiled programs of a run, one patient's functions mapped over a batch."""
-
-    start_task: Callable
-    fit_steps: Callable
-    render: Callable
-
-
-@functools.lru_cache
-def compile_for(mesh: Mesh) -> Programs:
-    """`start_task`, `fit_steps` and `fields.render` over the patients of a batch on `mesh`."""
-    return Programs(
-        start_task=over_patients(start_task, mesh, 2, (True, True, False, False)),
-        fit_steps=over_patients(
-            fit_steps, mesh, 3, (True, True, True, False, False, False), donate_argnums=(3,)
-        ),
-        render=over_patients(_render_patient, mesh, 2, (True, True, False)),
+def penalty_share(
+    config: FitConfig,
+    outputs: TaskOutputs,
+    params: Params,
+    memory: Any,
+    patient: Patient,
+    task_arrays: TaskArrays,
+    step: Int[Array, ""],
+) -> PenaltyShare:
+    """How large the strategy's penalty is beside the fitting loss, at the points of one step."""
+    draw = losses_of_step(config, outputs, config.field, None, memory, patient, task_arrays)
+    losses_at = draw(step)
+    losses = losses_at(params)
+    fit = jax.grad(lambda params: losses_at(params).fit)(params)
+    penalty = jax.grad(lambda params: losses_at(params).penalty)(params)
+    return PenaltyShare(
+        losses.penalty / losses.fit, optax.tree.norm(penalty) / optax.tree.norm(fit)
     )
-
-
-def _render_patient(field, num_points, params, patient, stop):
-    return render(field, params, patient.shape, num_points, stop)

@@ -17,9 +17,9 @@ import numpy as np
 from nfcl_jax.continual import Fit, Metric, ScanProgress
 from nfcl_jax.faults import first_line
 from nfcl_jax.reporting.records import write_file
-from nfcl_jax.training import Losses
+from nfcl_jax.training import Losses, PenaltyShare
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(workdir: Path, task: int, scans: dict[str, ScanProgress]) -> None:
@@ -30,6 +30,7 @@ def save(workdir: Path, task: int, scans: dict[str, ScanProgress]) -> None:
         about = {
             "format": FORMAT,
             "step": scan.step,
+            "penalty_share": scan.penalty_share,
             "metrics": [m._asdict() for m in scan.metrics],
             "fits": [f._asdict() for f in scan.fits],
         }
@@ -95,6 +96,7 @@ def _read(path: Path) -> ScanProgress:
         params,
         [arrays[f"optimiser/{i}"] for i in range(optimiser)],
         Losses(**{name: arrays[f"losses/{name}"] for name in Losses._fields}),
+        about["penalty_share"] and PenaltyShare(*about["penalty_share"]),
         [Metric(**row) for row in about["metrics"]],
         [Fit(**row) for row in about["fits"]],
     )

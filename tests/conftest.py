@@ -1,6 +1,11 @@
 import os
 from pathlib import Path
 
+# The tests' programs take few steps: they are compiled quickly rather than well.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
+
 import pytest
 from jaxtyping import install_import_hook
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 ORDER = [
     "faults", "sine", "coordinates", "losses", "scenarios", "fields", "strategies", "training",
-    "evaluation",
+    "programs", "evaluation",
     "data.acdc", "data.phantom", "checkpoints", "runs", "continual", "reporting.records",
     "unfinished", "reporting.statistics", "reporting.results", "reporting.weights",
     "reporting.tables", "reporting.cautions", "reporting.claims", "reporting.figures",

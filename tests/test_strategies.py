@@ -6,7 +6,7 @@ import pytest
 from nfcl_jax import coordinates
 from nfcl_jax.fields import FIELDS, create_field, evaluate, init_params
 from nfcl_jax.scenarios import MASK, image_output
-from nfcl_jax.strategies import EarlierTasks, distillation, finetune
+from nfcl_jax.strategies import EarlierTasks, distillation
 
 SHAPE = jnp.array((4, 6, 5, 3))
 VOXELS = 90
@@ -133,11 +133,3 @@ def test_shared_points_are_the_new_tasks():
     assert strategy.penalty(earlier, rehearsal, answers + 0.1) == pytest.approx(
         0.1**2 / 2, rel=1e-4
     )
-
-
-def test_finetuning_remembers_and_asks_nothing():
-    field, params = make("siren")
-    earlier, strategy = make_past(field), finetune()
-    assert strategy.remember(earlier, params) is None
-    assert strategy.rehearse(earlier, None, NEW, jax.random.key(0)) is None
-    assert strategy.penalty(earlier, None, None) == 0

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nfcl_jax import continual, training
-from nfcl_jax.continual import Settings, device_mesh, learn, make_batches
+from nfcl_jax import continual, programs, training
+from nfcl_jax.continual import InactivePenaltyError, Settings, device_mesh, learn, make_batches
 from nfcl_jax.coordinates import index_to_coords
 from nfcl_jax.fields import FIELDS, create_field, evaluate, init_params
 from nfcl_jax.scenarios import Scan, domain_expansion, signal_expansion
-from nfcl_jax.strategies import distillation, finetune
+from nfcl_jax.strategies import Teacher, distillation, finetune
 from nfcl_jax.training import padded_size, stable_hash, stream
 
 SETTINGS = Settings(
@@ -82,15 +82,15 @@ def test_patients_fitted_at_once_as_on_accelerators_get_the_same_up_to_rounding(
     scans, tasks, strategy = cohort()[:3], domain_expansion()[:2], distillation(weight=1.0)
     settings = SETTINGS._replace(patients_per_batch=0)
     in_turn = train(scans, tasks, "siren", strategy, settings)
-    map_patients = training._map_patients
+    map_patients = programs._map_patients
     monkeypatch.setattr(
-        training, "_map_patients", lambda f, mapped, _: map_patients(f, mapped, "gpu")
+        programs, "_map_patients", lambda f, mapped, _: map_patients(f, mapped, "gpu")
     )
-    training.compile_for.cache_clear()
+    programs.compile_for.cache_clear()
     try:
         at_once = train(scans, tasks, "siren", strategy, settings)
     finally:
-        training.compile_for.cache_clear()
+        programs.compile_for.cache_clear()
     assert_same_results(in_turn, at_once, {scan.patient for scan in scans})
 
 
@@ -219,11 +219,11 @@ def test_leaving_out_rows_that_a_task_cannot_touch_changes_nothing(monkeypatch, 
         "learning_part",
         lambda config, outputs, params, start: (config.field, params, None),
     )
-    training.compile_for.cache_clear()
+    programs.compile_for.cache_clear()
     try:
         whole = train(scans, tasks, "diner", finetune(), settings)
     finally:
-        training.compile_for.cache_clear()
+        programs.compile_for.cache_clear()
     for a, b in zip(left_out, whole, strict=True):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a.params, b.params)
 
@@ -325,9 +325,49 @@ print(json.dumps([m.value for m in results[1].metrics]))
 def test_later_tasks_and_batches_run_in_the_programs_of_the_first_ones():
     scans = [make_scan(f"patient{i}", (8, 9, 2)) for i in range(3)]
     settings = SETTINGS._replace(patients_per_batch=2)
-    training.compile_for.cache_clear()
+    programs.compile_for.cache_clear()
     train(scans, domain_expansion(), "siren", distillation(weight=1.0), settings)
-    programs = training.compile_for(device_mesh(jax.devices()[:1]))
+    compiled = programs.compile_for(device_mesh(jax.devices()[:1]))
     # The first task has no teacher.
-    assert programs.start_task._cache_size() == programs.fit_steps._cache_size() == 2
-    assert programs.render._cache_size() == 1
+    assert compiled.start_task._cache_size() == compiled.fit_steps._cache_size() == 2
+    assert compiled.render._cache_size() == 1
+    # Fine-tuning's tasks are all like the first.
+    train(scans, domain_expansion(), "siren", finetune(), settings)
+    assert compiled.fit_steps._cache_size() == 2
+
+
+def nothing(earlier, rehearsal, outputs):
+    return jnp.zeros(())
+
+
+def detached(earlier, rehearsal, outputs):
+    return jnp.mean(jax.lax.stop_gradient(outputs - rehearsal.targets) ** 2)
+
+
+@pytest.mark.parametrize("penalty", [nothing, detached])
+def test_a_penalty_that_does_nothing_is_refused(penalty):
+    strategy = distillation(weight=1.0)._replace(penalty=penalty)
+    with pytest.raises(InactivePenaltyError, match=r"patient0/cine, task 2: .* 0 times the fit"):
+        train(cohort()[:1], domain_expansion(), "siren", strategy)
+
+
+def test_the_share_of_the_penalty_is_proportional_to_its_weight():
+    scan, tasks = cohort()[0], domain_expansion()[:2]
+    field = {"name": "siren", **SMALL}
+    shares = []
+    for weight in (1.0, 3.0):
+        arguments = continual.task_arguments(
+            [scan], 1, tasks, field, distillation(weight), SETTINGS
+        )
+        config, outputs, patients, task_arrays, _, _ = arguments
+        patient = jax.tree.map(lambda x: x[0], patients)
+        teacher, student = (
+            init_params(config.field, jax.random.key(seed), axes=4) for seed in (0, 1)
+        )
+        memory = Teacher(teacher, None)
+        share = jax.jit(training.penalty_share, static_argnums=(0, 1))(
+            config, outputs, student, memory, patient, task_arrays, jnp.int32(7)
+        )
+        shares.append(share)
+    np.testing.assert_allclose(3 * np.array(shares[0]), shares[1], rtol=1e-5)
+    assert min(shares[0]) > 0

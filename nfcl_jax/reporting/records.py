@@ -38,19 +38,20 @@ def write_csv(path: Path, rows: Sequence[Any], label: Label | None = None) -> No
 
 
 def read_csv(path: Path, row_type: type) -> list[Any]:
-    """What `write_csv` wrote: rows of a NamedTuple, to the last digit; other columns are left out.
+    """What `write_csv` wrote: rows of a NamedTuple, to the last digit; other columns are left out,
+    and missing ones that have a default, which is given instead.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it lacks a column, or a value cannot be read.
+      ValueError: if it lacks another column, or a value cannot be read.
     """
     parse = {bool: {"True": True, "False": False}.__getitem__, str: str, int: int, float: float}
     with path.open(newline="") as file:
         try:
-            return [
-                row_type(**{k: parse[t](row[k]) for k, t in row_type.__annotations__.items()})
-                for row in csv.DictReader(file)
-            ]
+            reader = csv.DictReader(file)
+            missing = row_type._field_defaults.keys() - set(reader.fieldnames or ())
+            types = {k: t for k, t in row_type.__annotations__.items() if k not in missing}
+            return [row_type(**{k: parse[t](row[k]) for k, t in types.items()}) for row in reader]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not the rows of a run ({error!r}).") from error
 

@@ -5,11 +5,8 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from nfcl_jax.coordinates import index_to_coords
 from nfcl_jax.reporting.records import write_file
 from nfcl_jax.reporting.results import FinishedRun
 from nfcl_jax.runs import Run, open_run
@@ -83,12 +80,7 @@ def reconstruct(
     Raises:
       KeyError: if the run has no such scan or task.
     """
-    field = run.field(scan.patient, task, scan.image)
     whole = np.arange(scan.intensities.size).reshape(scan.intensities.shape)
     index = whole[:num_frames][..., slices]
-    if run.config["field"]["name"] == "diner":
-        outputs = field(index.ravel())
-    else:
-        coords = jax.jit(index_to_coords)(jnp.asarray(index.ravel()), jnp.array(scan.shape))
-        outputs = field(np.asarray(coords))
+    outputs = run.at_voxels(scan.patient, task, index.ravel(), scan.image)
     return outputs.reshape(*index.shape, -1)
