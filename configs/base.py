@@ -48,6 +48,9 @@ def make_config(scenario: str, argument: str) -> ConfigDict:
     # Steps after which a task in the middle is saved, at the end of a chunk of 50; 0 saves it only
     # when a signal stops the run, and between patients.
     config.checkpoint_every_steps = 0
+    # Whether a single fit that diverges or collapses, or a patient who is left out, makes the exit
+    # code 1; otherwise only a run without any usable fit does.
+    config.strict = False
     # Of the matrix products, on hardware that has others: one of MATMUL_PRECISIONS.
     config.matmul_precision = "float32"
 

@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 4096
     config.patients_per_batch = config_dict.placeholder(int)
     config.checkpoint_every_steps = 0
+    config.strict = False
     config.matmul_precision = "float32"
     config.data = ConfigDict({"root": "", "patients": "", "skip_invalid": False})
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import logging
 import os
 import platform
 import sys
@@ -14,6 +15,7 @@ from absl import app, flags
 
 from configs.base import ConfigError
 from experiments.guards import Stopped
+from nfcl_jax.checkpoints import CheckpointError
 from nfcl_jax.continual import InactivePenaltyError
 from nfcl_jax.data.acdc import DataError
 from nfcl_jax.reporting.results import ReportError
@@ -24,6 +26,11 @@ _CACHE = flags.DEFINE_string(
     or str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nfcl_jax"),
     "folder that keeps compiled programs for the next launch; empty keeps none",
 )
+
+# ml_collections tells of a config file that is not there by an OSError at its first use.
+FAULTS = (
+    ConfigError, DataError, ReportError, CheckpointError, InactivePenaltyError, OSError,
+)  # fmt: skip
 
 
 def launch(main: Callable[[list[str]], None], required: list[str]) -> None:
@@ -64,11 +71,13 @@ def _parse(argv):
 def _explain(function):
     @functools.wraps(function)
     def explained(argv):
-        absl.logging.set_verbosity(absl.logging.WARNING)  # Orbax tells each of its steps
+        # Orbax tells each of its steps, and with asyncio each part of a damaged checkpoint; what
+        # matters of that is raised.
+        absl.logging.set_verbosity(absl.logging.FATAL)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         try:
             return function(argv)
-        # ml_collections tells of a config file that is not there by an OSError at its first use.
-        except (ConfigError, DataError, ReportError, InactivePenaltyError, OSError) as error:
+        except FAULTS as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except Stopped as stop:

@@ -40,7 +40,8 @@ from nfcl_jax.scenarios import SCENARIOS, Scan
 NUM_SHOWN = 3  # patients in the report's viewer, unless config.show names them
 # What every cell takes from the grid's config.
 SHARED = (
-    "num_steps", "batch_size", "patients_per_batch", "checkpoint_every_steps", "matmul_precision",
+    "num_steps", "batch_size", "patients_per_batch", "checkpoint_every_steps", "strict",
+    "matmul_precision",
 )  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def _run_grid(config: ConfigDict, cells: list[Cell], workdir: Path, console: Con
     console.print(f"{len(cells) - len(failed)} of {len(cells)} cells are done.")
     for name, fault in failed.items():
         console.print(f"failed: {name}: {fault}", style="bold red", markup=False)
-    if len(failed) < len(cells):
+    if any((workdir / "cells" / cell.name / "summary.csv").exists() for cell in cells):
         console.print(claims_table(write_report(workdir, DEFAULT_WEIGHTS)))
         console.print(f"the report is in {workdir / 'report.html'}")
     return not failed
@@ -116,11 +117,15 @@ def run_cells(
                     bar.of_run(title, work[cell.name], cell.config.num_steps) as on_progress,
                 ):
                     own, left_out = folder / cell.name, cohort.faults
-                    run(cell.config, scans, own, on_progress, asked_to_stop, twin, left_out)
+                    outcome = run(
+                        cell.config, scans, own, on_progress, asked_to_stop, twin, left_out
+                    )
             except Exception as error:  # one cell shall not take the others with it
                 failed[cell.name] = f"{type(error).__name__}: {error}"
                 log.warning("%s failed: %s", cell.name, failed[cell.name])
             else:
+                if fault := outcome.fault(cell.config.strict, left_out):
+                    failed[cell.name] = fault
                 seconds = f"{time.monotonic() - started:.0f} s"
                 bar.bar.print(f"{title}: {seconds if sum(work[cell.name]) else 'done before'}")
     return failed

@@ -29,8 +29,9 @@ def locked(workdir: Path) -> Iterator[None]:
     process, however that ends.
 
     Raises:
-      ConfigError: if another process is at work there.
+      ConfigError: if another process is at work there, or a link leads out.
     """
+    refuse_links_out(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / ".lock").open("a+") as file:
         try:
@@ -43,10 +44,22 @@ def locked(workdir: Path) -> Iterator[None]:
             ) from error
         except OSError as error:
             log.warning("%s cannot be locked (%s): let no other process work there", workdir, error)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk is told of where it matters
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
         yield
+
+
+def refuse_links_out(workdir: Path) -> None:
+    """Raises ConfigError if a link below `workdir` leads out of it: a folder from somebody else
+    could have us write over any file of ours."""
+    for folder, folders, files in os.walk(workdir):
+        for path in (Path(folder, name) for name in folders + files):
+            if path.is_symlink() and not path.resolve().is_relative_to(workdir.resolve()):
+                raise ConfigError(
+                    f"{path}: a link to {path.resolve()}, out of --workdir; move what it leads to "
+                    "here, or remove it."
+                )
 
 
 @contextlib.contextmanager

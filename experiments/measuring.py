@@ -84,10 +84,11 @@ def our_steps(case: Case, scans: Sequence[Scan], per_batch: int | None) -> tuple
             )
             before = state and state.params
             patients, task_arrays = arguments.patients, arguments.task_arrays
-            state, memory = programs.start_task(
-                arguments.config, arguments.outputs, before, patients, task_arrays,
-                jnp.int32(arguments.stop_earlier),
-            )  # fmt: skip
+            constants = arguments.config, arguments.outputs
+            if arguments.outputs.earlier:
+                stop = jnp.int32(arguments.stop_earlier)
+                memory = programs.remember(*constants, before, patients, task_arrays, stop)
+            state = programs.start_task(*constants, before, patients, task_arrays)
         first = continual.STEPS_PER_CHUNK
         program = functools.partial(programs.fit_steps, arguments.config, arguments.outputs, first)
         states.append(state)

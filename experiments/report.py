@@ -10,6 +10,7 @@ from rich.console import Console
 
 from configs.base import DEFAULT_WEIGHTS
 from experiments.commandline import launch
+from experiments.guards import refuse_links_out
 from experiments.screen import claims_table
 from nfcl_jax.reporting.report import write_report
 
@@ -21,6 +22,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     console, workdir = Console(), Path(_WORKDIR.value)
+    refuse_links_out(workdir)
     console.print(claims_table(write_report(workdir, DEFAULT_WEIGHTS, _PATIENT.value)))
     console.print(f"the report is in {workdir / 'report.html'}")
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import pandas as pd
@@ -29,6 +30,23 @@ from nfcl_jax.scenarios import SCENARIOS, Scan, Task, num_channels
 from nfcl_jax.strategies import create_strategy
 
 log = logging.getLogger("nfcl_jax")
+
+
+class Outcome(NamedTuple):
+    """What came out of a run: what its summary.csv holds, the scans whose fits diverged or
+    collapsed in any task, and whether there are others."""
+
+    summary: pd.DataFrame
+    failed: list[str]
+    usable: bool
+
+    def fault(self, strict: bool, left_out: Iterable[str]) -> str:
+        """Why the exit code is 1, if it is."""
+        if not self.usable:
+            return "every fit diverged or collapsed; fits.csv tells in which task"
+        if strict and (self.failed or left_out):
+            return f"not usable, in a strict run: {', '.join([*self.failed, *left_out])}"
+        return ""
 
 
 def read_data(config: ConfigDict, scenarios: Iterable[str], workdir: Path) -> Cohort:
@@ -70,7 +88,7 @@ def run(
     asked_to_stop: Callable[[], int | None] = lambda: None,
     twin: Path | None = None,
     left_out: Mapping[str, list[str]] = MappingProxyType({}),
-) -> pd.DataFrame:
+) -> Outcome:
     """One run; its folder may hold a part of the same run, which is not done again.
 
     Args:
@@ -84,10 +102,12 @@ def run(
       left_out: the faults of patients without scans, for patients.json.
 
     Returns:
-      What the run's summary.csv holds.
+      What came out.
 
     Raises:
       ConfigError: if the folder holds another run.
+      CheckpointError, OSError: if something cannot be written.
+      InactivePenaltyError: if the strategy does nothing.
       Stopped: once asked to stop, when all that was done is saved.
     """
     tasks = SCENARIOS[config.scenario](config.huber_delta)
@@ -122,7 +142,9 @@ def run(
         summary = summary_of_run(per_patient(frame))
         write_file(workdir / "summary.csv", summary.to_csv(index=False, na_rep="nan"))
         log.info("done in %.0f s; everything is in %s", time.monotonic() - started, workdir)
-    return summary
+    failed = {(fit.patient, fit.image) for fit in fits if fit.diverged or fit.collapsed}
+    everyone = {(scan.patient, scan.image) for scan in scans}
+    return Outcome(summary, sorted(map("/".join, failed)), not everyone <= failed)
 
 
 def _keeper(config: ConfigDict, workdir: Path, asked_to_stop) -> Callable:
@@ -175,9 +197,14 @@ def _learn(
     for fault in faults:
         log.warning(fault)
     if not learned and twin and 1 in checkpoints.finished_tasks(twin):
-        learned, params = 1, checkpoints.load_all(twin, 1)
-        log.info("task 1 of %d is taken from %s", len(tasks), twin)
-        yield continual.TaskResult(1, params, *read_rows(twin, 1))
+        try:
+            first = continual.TaskResult(1, checkpoints.load_all(twin, 1), *read_rows(twin, 1))
+        except (checkpoints.CheckpointError, ConfigError, OSError) as error:
+            log.warning("%s Task 1 is learned again.", error)
+        else:
+            learned, params = 1, first.params
+            log.info("task 1 of %d is taken from %s", len(tasks), twin)
+            yield first
     mesh = continual.device_mesh()
     log.info(
         "%s, Python %s, JAX %s on %d x %s",
@@ -240,11 +267,11 @@ def refuse_another_run(config: ConfigDict, scan_records: list[dict], workdir: Pa
 
 
 def _what_matters(config: dict) -> dict:
-    """A config without what changes no result: the size of batches, when it is saved, the spelling
-    of a path."""
+    """A config without what changes no result: the size of batches, when it is saved, what is an
+    error, the spelling of a path."""
     data = config["data"] | {"root": str(Path(config["data"]["root"]).resolve())}
     data.pop("skip_invalid", None)  # patients.json tells who was left out
-    indifferent = ("patients_per_batch", "checkpoint_every_steps")
+    indifferent = ("patients_per_batch", "checkpoint_every_steps", "strict")
     return {k: v for k, v in config.items() if k not in indifferent} | {"data": data}
 
 
@@ -331,6 +358,8 @@ def _log_to(path: Path):
     """Sends the log, and what ends the run early, to a file too."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    # A full disk is told of by what cannot do without it.
+    handler.handleError = lambda record: None
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
@@ -344,7 +373,8 @@ def _log_to(path: Path):
         raise
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 def planned_work(config: ConfigDict, scans: list[Scan], learned: int) -> list[int]:

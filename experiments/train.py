@@ -6,6 +6,7 @@
 The same command on the same folder goes on after the last task that was finished.
 """
 
+import sys
 from pathlib import Path
 
 from absl import app, flags
@@ -38,6 +39,7 @@ def train(config: ConfigDict, workdir: Path, console: Console) -> None:
       ConfigError: if the config holds values that no run can be made with, or `workdir` another
         run.
       DataError: if the scans cannot be used.
+      SystemExit: at the end, if the fits are not usable.
     """
     check_config(config)
     with log_to_screen(console), locked(workdir), stopping() as asked_to_stop:
@@ -48,14 +50,19 @@ def train(config: ConfigDict, workdir: Path, console: Console) -> None:
             ProgressBar(console, sum(work)) as bar,
             bar.of_run("", work, config.num_steps) as on_progress,
         ):
-            summary = run(
+            outcome = run(
                 config, scans, workdir, on_progress, asked_to_stop, left_out=cohort.faults
             )
     label = Label(config.scenario, config.field.name, config.strategy, config.seed)
     tasks = SCENARIOS[config.scenario](config.huber_delta)
-    console.print(summary_table(summary, label, tasks, len({scan.patient for scan in scans})))
+    patients = len({scan.patient for scan in scans})
+    console.print(summary_table(outcome.summary, label, tasks, patients))
+    if outcome.failed:
+        console.print(f"diverged or collapsed: {', '.join(outcome.failed)}; see {workdir}/fits.csv")
     if cohort.faults:
         console.print(f"left out: {', '.join(cohort.faults)}; why is in {workdir}/patients.json")
+    if fault := outcome.fault(config.strict, cohort.faults):
+        sys.exit(f"error: {fault}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ config, patients and tasks go in as custom metadata, so that it explains itself.
 
 import hashlib
 import itertools
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,17 +42,23 @@ def save(
       task: the task's number, from 1.
       params: by the scan's name, "patient001/cine".
       metadata: anything that JSON can hold; `task` and `format` are added.
+
+    Raises:
+      CheckpointError: if it cannot be written.
     """
     tree: dict[str, dict[str, Params]] = {}
     for name, scan_params in params.items():
         patient, image = name.split("/")
         tree.setdefault(patient, {})[image] = jax.tree.map(np.asarray, scan_params)
     digests = {name: digest(scan_params) for name, scan_params in params.items()}
-    ocp.save(
-        checkpoint_path(workdir, task),
-        tree,
-        custom_metadata=metadata | {"task": task, "format": FORMAT, "digests": digests},
-    )
+    path = checkpoint_path(workdir, task)
+    about = metadata | {"task": task, "format": FORMAT, "digests": digests}
+    try:
+        _refuse_full_disk(path, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+        ocp.save(path, tree, custom_metadata=about)
+    except Exception as error:  # of any kind, such as that of a full disk
+        _remove_unfinished(path)
+        raise CheckpointError(f"{path}: could not be saved ({first_line(error)}).") from error
 
 
 def digest(params: Params) -> str:
@@ -124,6 +131,24 @@ def set_aside(workdir: str | Path, task: int) -> Path:
     aside = path.with_name(f"{path.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
     return path.rename(aside)
+
+
+def _refuse_full_disk(path: Path, size: int) -> None:
+    """Raises OSError if there is no room for `size` bytes; Orbax would print pages about it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trial = path.with_name(f"{path.name}.part")
+    try:
+        with trial.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size + 2**18)  # for what describes them
+    finally:
+        trial.unlink(missing_ok=True)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Deletes what Orbax leaves of a checkpoint whose saving was interrupted."""
+    for part in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _load(workdir, task, metadata, shapes):

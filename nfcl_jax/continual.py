@@ -295,9 +295,12 @@ def _learn_task(
         before = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
 
     programs = compile_for(mesh)
-    state, memory = programs.start_task(
-        config, outputs, before, patients, task_arrays, jnp.int32(stop_earlier)
-    )
+    memory = None
+    if outputs.earlier:
+        memory = programs.remember(
+            config, outputs, before, patients, task_arrays, jnp.int32(stop_earlier)
+        )
+    state = programs.start_task(config, outputs, before, patients, task_arrays)
     state, step, chunks, shares = _go_on([begun.get(scan.name) for scan in batch], state)
     for first in range(step, settings.num_steps, STEPS_PER_CHUNK):
         stop = min(first + STEPS_PER_CHUNK, settings.num_steps)

@@ -2,8 +2,8 @@
 takes its share."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
@@ -14,10 +14,17 @@ from nfcl_jax import fields, training
 # tenth less time than those of its younger rival, which is the default, and vectors of 512 bits,
 # where there are any, halve the time of a sine.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_prefer_vector_width": 512}
+# For what runs once a task: compiled in half the time, to be slower.
+QUICK_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def over_patients(
-    function: Callable, mesh: Mesh, num_static: int, mapped: tuple[bool, ...], **jit
+    function: Callable,
+    mesh: Mesh,
+    num_static: int,
+    mapped: tuple[bool, ...],
+    cpu_options: Mapping[str, Any] = CPU_OPTIONS,
+    **jit,
 ) -> Callable:
     """`function`, written for one patient, over a batch of them.
 
@@ -26,6 +33,7 @@ def over_patients(
       mesh: one axis, "patients"; its size must divide that of the batch.
       num_static: how many hashable arguments there are.
       mapped: for each pytree argument, whether it has a leading batch axis.
+      cpu_options: how XLA compiles it, if for a CPU.
       **jit: further arguments of `jax.jit`.
 
     Returns:
@@ -46,7 +54,7 @@ def over_patients(
         )(*arrays)
 
     batched.__name__ = function.__name__  # for profiles, and the log of what is compiled
-    options = CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
+    options = dict(cpu_options) if mesh.devices.flat[0].platform == "cpu" else None
     static = tuple(range(num_static))
     return jax.jit(batched, static_argnums=static, compiler_options=options, **jit)
 
@@ -77,6 +85,7 @@ class Programs(NamedTuple):
     """The compiled programs of a run, one patient's functions mapped over a batch."""
 
     start_task: Callable
+    remember: Callable
     fit_steps: Callable
     penalty_share: Callable
     render: Callable
@@ -85,19 +94,21 @@ class Programs(NamedTuple):
 @functools.lru_cache
 def compile_for(mesh: Mesh) -> Programs:
     """The functions of `training`, and `fields.render`, over the patients of a batch on `mesh`."""
+    program = functools.partial(over_patients, mesh=mesh)
+    quick = functools.partial(program, cpu_options=QUICK_OPTIONS)
     return Programs(
-        start_task=over_patients(training.start_task, mesh, 2, (True, True, False, False)),
-        fit_steps=over_patients(
+        start_task=quick(training.start_task, num_static=2, mapped=(True, True, False)),
+        remember=program(training.remember, num_static=2, mapped=(True, True, False, False)),
+        fit_steps=program(
             training.fit_steps,
-            mesh,
-            3,
-            (True, True, True, False, False, False),
+            num_static=3,
+            mapped=(True, True, True, False, False, False),
             donate_argnums=(3,),
         ),
-        penalty_share=over_patients(
-            training.penalty_share, mesh, 2, (True, True, True, False, False)
+        penalty_share=quick(
+            training.penalty_share, num_static=2, mapped=(True, True, True, False, False)
         ),
-        render=over_patients(_render_patient, mesh, 2, (True, True, False)),
+        render=program(_render_patient, num_static=2, mapped=(True, True, False)),
     )
 
 

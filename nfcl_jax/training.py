@@ -190,29 +190,36 @@ def start_task(
     params: Params | None,
     patient: Patient,
     task_arrays: TaskArrays,
-    stop_voxel: Int[Array, ""],
-) -> tuple[TrainState, Any]:
-    """State and the strategy's memory at the start of a task.
+) -> TrainState:
+    """The state at the start of a task.
 
     The parameters are fresh for the first task (`params` None), else the last task's, with the
     output layer grown where the task needs more channels. The optimiser is always fresh.
     """
     key = stream(jax.random.fold_in(patient.key, task_arrays.number), "init")
     fresh = init_params(config.field, key, axes=patient.shape.size)
-    memory = None
     if params is None:
         params = fresh
-    else:
-        if outputs.earlier:
-            earlier = earlier_tasks(config, outputs, patient, task_arrays, stop_voxel)
-            memory = config.strategy.remember(earlier, params)
-        # A copy, because the state's buffers are donated to each step and the memory's are not.
-        params = jax.tree.map(jnp.copy, params)
-        if num_output_channels(params) < config.field.channels:
-            params = grow_output(params, fresh)
+    # A copy, because the state's buffers are donated to each step and a teacher's are not.
+    params = jax.tree.map(jnp.copy, params)
+    if num_output_channels(params) < config.field.channels:
+        params = grow_output(params, fresh)
     start, _ = coordinates.frame_range(task_arrays.frames, patient.shape)
     _, learning, _ = learning_part(config, outputs, params, start)
-    return TrainState(params, optimiser(config).init(learning)), memory
+    return TrainState(params, optimiser(config).init(learning))
+
+
+def remember(
+    config: FitConfig,
+    outputs: TaskOutputs,
+    params: Params,
+    patient: Patient,
+    task_arrays: TaskArrays,
+    stop_voxel: Int[Array, ""],
+) -> Any:
+    """The strategy's memory of the earlier tasks, from the parameters that the last one left."""
+    earlier = earlier_tasks(config, outputs, patient, task_arrays, stop_voxel)
+    return config.strategy.remember(earlier, params)
 
 
 def losses_of_step(

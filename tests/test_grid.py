@@ -1,7 +1,10 @@
 """The grid of runs."""
 
+import shutil
+
 import pytest
 from rich.console import Console
+from test_checkpoints import empty_metadata
 
 from configs import domain_expansion, quickstart, signal_expansion, sweep
 from configs import paper as paper_config
@@ -117,6 +120,14 @@ def test_a_cell_that_fails_does_not_stop_the_others(phantom_root, tmp_path, monk
     before = (tmp_path / "cells" / done / "checkpoints/task_4").stat().st_mtime_ns
     assert grid.run_grid(small(phantom_root), tmp_path, QUIET)
     assert (tmp_path / "cells" / done / "checkpoints/task_4").stat().st_mtime_ns == before
+
+    # Nor is it needed any more: a damaged twin's first task is learned again.
+    shutil.rmtree(tmp_path / "cells" / done)
+    empty_metadata(tmp_path / "cells" / failed / "checkpoints/task_1")
+    assert grid.run_grid(small(phantom_root), tmp_path, QUIET)
+    assert "Task 1 is learned again" in (tmp_path / "cells" / done / "train.log").read_text()
+
+    assert f"patient001/cine without {failed}: " in (tmp_path / "report.html").read_text()
 
     # Other scans are shown, those of the other scenario stay.
     grid.run_grid(small(phantom_root, scenarios="signal_expansion", num_steps=1), tmp_path, QUIET)

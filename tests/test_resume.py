@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -197,7 +198,23 @@ def test_a_signal_stops_a_run_which_then_goes_on_to_the_same_end(folder, undistu
     assert second.returncode == 2 and "is at work here" in output, output
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert_same_end(folder / "run", undisturbed)
+    assert_same_end((folder / "run").rename(folder / "stopped"), undisturbed)
+
+
+def test_a_disk_that_fills_up_loses_no_task(folder, undisturbed):
+    """No file may grow beyond some size, from the second task on."""
+    process = start(folder)
+    wait_for((folder / "run/checkpoints/task_1").exists, process)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4000, 4000))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, output
+    assert "error: " in output and "Traceback" not in output
+    assert not list((folder / "run").rglob("*tmp*")) + list((folder / "run").rglob("*.part"))
+    assert checkpoints.load_all(folder / "run", 1)
+    process = start(folder)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert_same_end((folder / "run").rename(folder / "full"), undisturbed)
 
 
 @pytest.mark.slow

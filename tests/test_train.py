@@ -9,6 +9,7 @@ import sys
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import REPOSITORY
 from rich.console import Console
@@ -18,6 +19,7 @@ import nfcl_jax
 from configs import domain_expansion, signal_expansion
 from configs.base import FIELDS, STRATEGIES, ConfigError, check_config
 from experiments import train
+from experiments.running import Outcome
 from nfcl_jax import checkpoints
 from nfcl_jax.data.acdc import read_scans
 
@@ -217,6 +219,21 @@ def test_looking_at_a_finished_run_again_leaves_it_as_it_is(runs, phantom_root, 
     assert {path: path.read_bytes() for path in workdir.glob("*.csv")} == before
 
 
+@pytest.mark.parametrize(
+    ("failed", "usable", "strict", "left_out", "fault"),
+    [
+        ([], True, True, [], ""),
+        (["patient001/cine"], True, False, ["patient002"], ""),
+        (["patient001/cine"], True, True, [], "in a strict run: patient001/cine"),
+        ([], True, True, ["patient002"], "in a strict run: patient002"),
+        (["patient001/cine"], False, False, [], "every fit diverged or collapsed"),
+    ],
+)
+def test_what_makes_the_exit_code_1(failed, usable, strict, left_out, fault):
+    found = Outcome(pd.DataFrame(), failed, usable).fault(strict, left_out)
+    assert fault in found and bool(fault) == bool(found)
+
+
 def test_what_ends_a_run_is_in_its_log(phantom_root, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -232,7 +249,8 @@ def test_a_collapsed_patient_is_named_counted_and_left_out(phantom_root, tmp_pat
     """Learning rate 0 cannot be set; a DINER whose table cannot tell voxels apart stays flat."""
     config = make_config("domain_expansion", "diner", "finetune", phantom_root)
     config.num_steps, config.learning_rate = 3, 1e-12
-    train.train(config, tmp_path / "flat", Console(quiet=True))
+    with pytest.raises(SystemExit, match="error: every fit diverged or collapsed"):
+        train.train(config, tmp_path / "flat", Console(quiet=True))
     fits = read_csv(tmp_path / "flat/fits.csv")
     assert {fit["collapsed"] for fit in fits} == {"True"}
     summary = read_csv(tmp_path / "flat/summary.csv")
@@ -242,6 +260,44 @@ def test_a_collapsed_patient_is_named_counted_and_left_out(phantom_root, tmp_pat
         "patient001/cine collapsed to a constant in task 1"
         in (tmp_path / "flat/train.log").read_text()
     )
+
+
+def test_a_run_goes_on_without_a_patient_that_cannot_be_read(phantom_root, tmp_path, capsys):
+    shutil.copytree(phantom_root, tmp_path / "data")
+    cine = tmp_path / "data/patient002/patient002_4d.nii.gz"
+    cine.write_bytes(cine.read_bytes()[:1000])
+    config = make_config("domain_expansion", "siren", "finetune", tmp_path / "data", "")
+    config.num_steps, config.data.skip_invalid = 2, True
+    train.train(config, tmp_path / "run", Console())
+    assert "left out: patient002; why is in" in capsys.readouterr().out
+    *scans, left_out = json.loads((tmp_path / "run/patients.json").read_text())
+    assert [scan["patient"] for scan in scans] == ["patient001", "patient003"]
+    assert left_out["patient"] == "patient002"
+    (reason,) = left_out["left_out"]
+    assert reason.startswith(f"{cine}: not a readable NIfTI")
+    # The finished run is looked at again, strictly.
+    config.strict = True
+    with pytest.raises(SystemExit, match="error: not usable, in a strict run: patient002"):
+        train.train(config, tmp_path / "run", Console(quiet=True))
+    config.data.patients = "patient001,patient003"
+    train.train(config, tmp_path / "healthy", Console(quiet=True))
+    for name in ("metrics.csv", "fits.csv", "summary.csv"):
+        left, right = (tmp_path / run / name for run in ("run", "healthy"))
+        assert left.read_bytes() == right.read_bytes()
+
+
+@pytest.mark.parametrize("link", ["checkpoints", "metrics.csv", "deep/er/train.log", ".lock"])
+def test_a_folder_with_a_link_out_of_it_is_refused(phantom_root, tmp_path, link):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    target = elsewhere if link == "checkpoints" else elsewhere / "precious"
+    path = tmp_path / "run" / link
+    path.parent.mkdir(parents=True)
+    path.symlink_to(target)
+    config = make_config("domain_expansion", "siren", "finetune", phantom_root)
+    with pytest.raises(ConfigError, match=rf"{link}: a link to {target}, out of --workdir"):
+        train.train(config, tmp_path / "run", Console(quiet=True))
+    assert not list(elsewhere.iterdir())
 
 
 @pytest.mark.parametrize(

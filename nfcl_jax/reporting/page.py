@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from nfcl_jax.checkpoints import CheckpointError
 from nfcl_jax.reporting.figures import CLASS_COLOURS, ERROR_LIMIT
 from nfcl_jax.reporting.results import (
     BASELINE,
@@ -94,7 +95,10 @@ def make_viewer(
         slices = list(range(min(step // 2, number // 2), number, step))
         views = {}
         for run in chosen[scan.name]:
-            views |= _views_of_run(run, scan, slices, results)
+            try:
+                views |= _views_of_run(run, scan, slices, results)
+            except CheckpointError as error:
+                notes.append(f"{scan.name} without {run.path.name}: {error}")
         shown[scan.name] = {
             "patient": scan.patient,
             "image": scan.image,

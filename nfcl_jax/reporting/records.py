@@ -1,5 +1,6 @@
 """The CSV files of a run."""
 
+import contextlib
 import csv
 import io
 import math
@@ -19,10 +20,18 @@ class Label(NamedTuple):
 
 
 def write_file(path: Path, contents: str | bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all, whatever ends the process or the machine."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(contents.encode() if isinstance(contents, str) else contents)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(contents.encode() if isinstance(contents, str) else contents)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_csv(path: Path, rows: Sequence[Any], label: Label | None = None) -> None:

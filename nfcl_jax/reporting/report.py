@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from nfcl_jax.checkpoints import CheckpointError
 from nfcl_jax.reporting import figures, page, tables
 from nfcl_jax.reporting.cautions import cautions
 from nfcl_jax.reporting.claims import judge
@@ -215,8 +216,13 @@ def reconstruction_rows(runs: Sequence[FinishedRun], scan: Scan, results: pd.Dat
             masks = [Panel("mask", scan.labels[0, ..., middle], "", truth)]
         for field in fields:
             panels = [None, None, None]
-            if run := chosen.get((strategy, field)):
-                outputs = reconstruct(open_run(run.path), scan, last, 1, [middle])[0, :, :, 0]
+            run = chosen.get((strategy, field))
+            try:
+                outputs = run and reconstruct(open_run(run.path), scan, last, 1, [middle])
+            except CheckpointError:  # which the viewer's notes name
+                outputs = None
+            if outputs is not None:
+                outputs = outputs[0, :, :, 0]
                 of_scan = (results, run, scan.patient, scan.image, last)
                 image = outputs[..., 0]
                 psnr = scores_of_scan(*of_scan, 1)["psnr"]
