@@ -1,28 +1,27 @@
-"""Opens the folder of a finished or unfinished run."""
+"""Opens the folder of a finished or unfinished run: what is there, its fields, and NIfTI files.
+
+run = nfcl_jax.open_run("runs/siren")
+field = run.field("patient001", task=4)
+run.to_nifti("patient001", task=4, path="p1.nii.gz", spacing=(1, 1, 2), times=20)
+"""
 
 import dataclasses
-import functools
+import html
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
-from nfcl_jax import checkpoints
-from nfcl_jax.fields import Params, create_field, evaluate, num_output_channels
-
-BLOCK = 8192  # points that an opened field is asked at once
-
-
-# Compiled once for all fields of one kind and size.
-_apply = jax.jit(lambda module, params, inputs: module.apply(params, inputs), static_argnums=0)
-_evaluate = jax.jit(evaluate, static_argnums=0)
+from nfcl_jax import checkpoints, nifti
+from nfcl_jax.fields import Params, create_field, num_output_channels
+from nfcl_jax.opened import Field
+from nfcl_jax.scenarios import MASK, SCENARIOS
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Run:
     """A run's folder.
 
@@ -38,72 +37,162 @@ class Run:
     scans: list[dict[str, Any]]
     tasks: tuple[int, ...]
 
+    @property
+    def scores(self) -> pd.DataFrame:
+        """metrics.csv: patient, image, trained_task, evaluated_task, metric, value; empty before
+        the first task is learned."""
+        path = self.workdir / "metrics.csv"
+        columns = ["patient", "image", "trained_task", "evaluated_task", "metric", "value"]
+        return pd.read_csv(path)[columns] if path.exists() else pd.DataFrame(columns=columns)
+
+    def table(self) -> pd.DataFrame:
+        """A row for each scan: its grid, voxels in mm, numbers of its field, and for each task the
+        score right after it was learned and, after an arrow, at the end: PSNR in dB, or Dice."""
+        tasks = SCENARIOS[self.config["scenario"]]()
+        scores = self.scores.set_index(["patient", "image", "metric", "evaluated_task"])
+        rows = []
+        for scan in self.scans:
+            row = {
+                "scan": f"{scan['patient']}/{scan['image']}",
+                "grid": " x ".join(map(str, scan["shape"])),
+                "mm": " x ".join(f"{size:.3g}" for size in scan["spacing"]),
+                "parameters": scan["parameters"],
+            }
+            for number, task in enumerate(tasks, start=1):
+                metric = "dsc" if task.output == MASK else "psnr"
+                key = scan["patient"], scan["image"], metric, number
+                if key in scores.index:
+                    values = scores.loc[[key]].sort_values("trained_task").value
+                    ends = [values.iloc[0], *values.iloc[1:].tail(1)]
+                    digits = 2 if task.output == MASK else 1
+                    row[task.name] = " → ".join(f"{value:.{digits}f}" for value in ends)
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        table = self.table().to_string(index=False)
+        return f"{self.workdir}: {self._what()}\n{table}"
+
+    def _repr_html_(self) -> str:
+        table = self.table().to_html(index=False)
+        return f"<p><b>{html.escape(str(self.workdir))}</b>: {html.escape(self._what())}</p>{table}"
+
+    def _what(self) -> str:
+        config, total = self.config, len(SCENARIOS[self.config["scenario"]]())
+        weight = config.get(config["strategy"], {}).get("weight")
+        points = config["batch_size"] or "all"
+        return (
+            f"{config['scenario']}, {config['field']['name']}, {config['strategy']}"
+            f"{f' of weight {weight:g}' if weight is not None else ''}, seed {config['seed']}, "
+            f"{config['num_steps']} steps of {points} points; {len(self.tasks)} of {total} tasks, "
+            f"{len(self.scans)} scans"
+        )
+
     def params(self, patient: str, task: int, image: str | None = None) -> Params:
-        """One scan's parameters after a task, as numpy arrays; see `field` for the arguments."""
+        """One scan's parameters after a task, as numpy arrays, nothing else being read; see `field`
+        for the arguments and errors."""
         scan = self._scan(patient, image)
-        self._check_task(task)
+        if task not in self.tasks:
+            raise KeyError(f"no checkpoint of task {task}; there are {list(self.tasks)}")
         return checkpoints.load(self.workdir, task, scan["patient"], scan["image"])
 
     def field(
-        self, patient: str, task: int, image: str | None = None
-    ) -> Callable[[np.ndarray], np.ndarray]:
-        """One patient's field after a task, as a plain function.
+        self,
+        patient: str,
+        task: int,
+        image: str | None = None,
+        units: str = "grid",
+        interpolate: bool = False,
+    ) -> Field:
+        """One patient's field after a task, as a function of coordinates.
 
         Args:
           patient: such as "patient001".
           task: number of the task, from 1.
           image: "cine", "ED" or "ES"; may be left out where the patient has one image.
-
-        Returns:
-          A function of coordinates in [-1, 1], (points, 3) as (x, y, z) or (points, 4) as
-          (x, y, z, t), or for DINER of flat voxel indices, (points,), in C order over the scan's
-          `shape`. It returns raw outputs (points, channels): the intensity, then from task 2 of
-          signal expansion the logits of four classes. It raises ValueError for points of another
-          shape or off DINER's grid.
+          units: of the coordinates: "grid", [-1, 1] along each axis, or "mm", scanner coordinates
+            in mm and the time as a fraction of the cardiac cycle.
+          interpolate: whether DINER answers between its voxels, by linear interpolation in its
+            table; otherwise it refuses.
 
         Raises:
           KeyError: if the run has no such patient, image or task.
+          CheckpointError: if the checkpoint is damaged, or of a later version.
+          ValueError: for other units.
         """
-        module, params, shape = self._opened(patient, task, image)
-        size = int(np.prod(shape))
-
-        def at_voxels(index):
-            index = np.asarray(index)
-            if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
-                raise ValueError(
-                    f"DINER takes flat voxel indices, integers of shape (points,); got "
-                    f"{index.dtype} of shape {index.shape}."
-                )
-            if index.size and not 0 <= index.min() <= index.max() < size:
-                raise ValueError(
-                    f"off the grid: the indices of a {shape} grid run from 0 to {size - 1}, got "
-                    f"{index.min()} to {index.max()}."
-                )
-            return _in_blocks(functools.partial(_apply, module, params), index)
-
-        def at_coords(coords):
-            coords = np.asarray(coords, np.float32)
-            if coords.ndim != 2 or coords.shape[1] != len(shape):
-                raise ValueError(f"expected shape (points, {len(shape)}), got {coords.shape}.")
-            return _in_blocks(functools.partial(_apply, module, params), coords)
-
-        return at_voxels if module.on_grid else at_coords
-
-    def at_voxels(
-        self, patient: str, task: int, index: np.ndarray, image: str | None = None
-    ) -> np.ndarray:
-        """What any field answers at voxels, given as flat indices (points,) in C order over the
-        scan's `shape`: raw outputs (points, channels). See `field` for the other arguments."""
-        module, params, shape = self._opened(patient, task, image)
-        return _in_blocks(lambda block: _evaluate(module, params, block, np.array(shape)), index)
-
-    def _opened(self, patient: str, task: int, image: str | None):
-        """The module, parameters and grid of one scan's field after a task."""
-        shape = tuple(self._scan(patient, image)["shape"])
-        params = jax.tree.map(jnp.asarray, self.params(patient, task, image))
-        rows = int(np.prod(shape))
+        scan = self._scan(patient, image)
+        params = self.params(patient, task, image)
+        rows = int(np.prod(scan["shape"]))
         module = create_field(self.config["field"], num_output_channels(params), rows)
-        return module, params, shape
+        where = scan["shape"], np.array(scan["affine"]), scan["frame_numbers"]
+        return Field(module, params, *where, units, interpolate)
+
+    def to_nifti(
+        self,
+        patient: str,
+        task: int,
+        path: str | Path,
+        image: str | None = None,
+        spacing: Sequence[float] | None = None,
+        times: int | None = None,
+        output: str = "image",
+        interpolate: bool = False,
+    ) -> Path:
+        """Writes what a field makes of a scan as a NIfTI file that lies over the scan.
+
+        The image is in [0, 1], the scan's smallest and largest intensity; the mask in labels 0 to
+        3. A cine has the frames that were learned by then, along the fourth axis, whose voxel size
+        is the time between two as a fraction of the cardiac cycle.
+
+        Args:
+          patient: as for `field`.
+          task: as for `field`.
+          path: of the file, ending in .nii or .nii.gz.
+          image: as for `field`.
+          spacing: along the scan's axes, in mm; None is its own. The first voxel stays where it is,
+            and no voxel lies beyond the scan's last one.
+          times: so many time points from the first to the last frame that was learned; None is
+            those frames.
+          output: "image", "mask", or "probabilities" of the mask's classes, along the last axis.
+          interpolate: as for `field`.
+
+        Returns:
+          The path.
+
+        Raises:
+          ValueError: for another output, spacing, number of times or ending; for a mask before it
+            was learned, and for a DINER between its voxels without `interpolate`.
+          KeyError, CheckpointError: as for `field`.
+        """
+        scan = self._scan(patient, image)
+        nifti.check_name(path)
+        tasks = SCENARIOS[self.config["scenario"]]()[:task]
+        learned = ["image"] + ["mask", "probabilities"] * any(t.output == MASK for t in tasks)
+        if output not in learned:
+            raise ValueError(
+                f"output must be one of {', '.join(learned)} after task {task}, got {output!r}."
+            )
+        *frames, x, y, z = scan["shape"]
+        if times is not None and not (frames and times >= 1):
+            raise ValueError(f"times must be at least 1, and the scan a cine; got {times!r}.")
+        spacing = None if spacing is None else list(map(float, spacing))
+        axes, affine = nifti.resampled((x, y, z), np.array(scan["affine"]), spacing)
+        step = 0.0
+        if frames:
+            last = max(t.frames[1] for t in tasks) - 1
+            count = times or last + 1
+            axes.append(-1 + 2 * np.linspace(0, last, count) / (frames[0] - 1))
+            first_frame, *_, last_frame = scan["frame_numbers"]
+            cycles = (last_frame - first_frame) / last_frame * last / (frames[0] - 1)
+            step = cycles / max(count - 1, 1)
+        values = self.field(patient, task, image, "grid", interpolate).on_grid(axes)
+        logits = values[..., MASK.channels]
+        outputs = {
+            "image": lambda: np.clip(values[..., 0], 0, 1),
+            "mask": lambda: np.argmax(logits, axis=-1).astype(np.uint8),
+            "probabilities": lambda: np.asarray(MASK.as_targets(logits)),
+        }
+        return nifti.write(path, outputs[output](), affine, step)
 
     def _scan(self, patient: str, image: str | None) -> dict[str, Any]:
         found = [
@@ -117,20 +206,6 @@ class Run:
             problem = "say which image" if found else "not in this run"
             raise KeyError(f"{what}: {problem}; there are {known}")
         return found[0]
-
-    def _check_task(self, task: int) -> None:
-        if task not in self.tasks:
-            raise KeyError(f"no checkpoint of task {task}; there are {list(self.tasks)}")
-
-
-def _in_blocks(answer: Callable[[np.ndarray], jax.Array], points: np.ndarray) -> np.ndarray:
-    """`answer` at every point, in blocks of one size: bounded memory, one compiled program."""
-    blocks = []
-    for start in range(0, max(len(points), 1), BLOCK):
-        block = points[start : start + BLOCK]
-        padding = np.zeros((BLOCK - len(block), *block.shape[1:]), block.dtype)
-        blocks.append(np.asarray(answer(np.concatenate([block, padding])))[: len(block)])
-    return np.concatenate(blocks)
 
 
 def open_run(workdir: str | Path) -> Run:

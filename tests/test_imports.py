@@ -6,8 +6,9 @@ from pathlib import Path
 ORDER = [
     "faults", "sine", "coordinates", "losses", "scenarios", "fields", "strategies", "training",
     "programs", "evaluation",
-    "data.acdc", "data.phantom", "checkpoints", "runs", "continual", "reporting.records",
-    "unfinished", "reporting.statistics", "reporting.results", "reporting.weights",
+    "data.acdc", "data.phantom", "checkpoints", "opened", "nifti", "runs", "continual",
+    "reporting.records", "unfinished", "reporting.statistics", "reporting.results",
+    "reporting.weights",
     "reporting.tables", "reporting.cautions", "reporting.claims", "reporting.figures",
     "reporting.shown",
     "reporting.page", "reporting.report",

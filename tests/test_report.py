@@ -425,7 +425,7 @@ def test_the_viewer_holds_what_the_fields_say(real_report):
     shown = data["scans"]["patient001/ED"]
     assert len(shown["views"]) == 4 * 2 * 3
     run = nfcl_jax.open_run(real_report / "cells/signal_expansion-diner-distillation-seed0")
-    outputs = run.field("patient001", 2, "ED")(np.arange(scan.intensities.size))
+    outputs = run.field("patient001", 2, "ED").at_voxels(np.arange(scan.intensities.size))
     outputs = outputs.reshape(*scan.shape, 5)
     for look, values in (
         ("image", np.rint(255 * np.clip(outputs[..., 0], 0, 1))),

@@ -113,50 +113,6 @@ def test_the_summary_is_the_mean_over_the_metrics(runs):
         assert row["patients"] == "1" and row["failed"] == "0" and row["std"] == "nan"
 
 
-@pytest.mark.parametrize("field", ["siren", "diner"])
-def test_an_opened_field_scores_what_the_run_scored(runs, phantom_root, field):
-    """The checkpoint, asked at every voxel as a plain function, has the PSNR in metrics.csv."""
-    workdir = runs("domain_expansion", field, "distillation")
-    run = nfcl_jax.open_run(workdir)
-    assert run.tasks == (1, 2, 3, 4)
-    scan = read_scans(phantom_root, "domain_expansion", ["patient001"])[0]
-    index = np.arange(scan.intensities.size)
-    grid = np.stack(np.unravel_index(index, scan.shape), axis=-1)[:, [1, 2, 3, 0]]
-    coords = 2 * grid / (np.array(scan.shape)[[1, 2, 3, 0]] - 1) - 1
-    function = run.field("patient001", task=4)
-    outputs = function(index if field == "diner" else coords).reshape(scan.shape)
-    for frame in range(4):
-        error = np.mean((np.clip(outputs[frame], 0, 1) - scan.intensities[frame]) ** 2)
-        expected = value(read_csv(workdir / "metrics.csv"), "psnr", 4, frame + 1)
-        assert -10 * np.log10(error) == pytest.approx(expected, abs=0.02)
-
-
-def test_an_opened_field_refuses_what_it_cannot_answer(runs):
-    diner = nfcl_jax.open_run(runs("signal_expansion", "diner", "distillation"))
-    function = diner.field("patient001", task=2, image="ES")
-    assert function(np.array([0, 5])).shape == (2, 5)
-    assert diner.field("patient001", task=1, image="ES")(np.array([0])).shape == (1, 1)
-    for off in ([-1], [72 * 64 * 6]):
-        with pytest.raises(ValueError, match="off the grid"):
-            function(np.array(off))
-    with pytest.raises(ValueError, match="takes flat voxel indices"):
-        function(np.array([0.5]))
-    with pytest.raises(KeyError, match="say which image"):
-        diner.field("patient001", task=2)
-    with pytest.raises(KeyError, match="not in this run"):
-        diner.field("patient009", task=2, image="ED")
-    with pytest.raises(KeyError, match="no checkpoint of task 3"):
-        diner.field("patient001", task=3, image="ED")
-    siren = nfcl_jax.open_run(runs("domain_expansion", "siren", "distillation"))
-    with pytest.raises(ValueError, match=r"expected shape \(points, 4\), got \(2, 3\)"):
-        siren.field("patient001", task=1)(np.zeros((2, 3)))
-
-
-def test_opening_what_is_no_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"config.json: missing"):
-        nfcl_jax.open_run(tmp_path)
-
-
 def test_another_run_is_not_overwritten(runs, phantom_root):
     workdir = runs("domain_expansion", "siren", "distillation")
     config = make_config("domain_expansion", "siren", "distillation", phantom_root, "patient002")

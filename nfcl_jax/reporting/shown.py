@@ -82,5 +82,5 @@ def reconstruct(
     """
     whole = np.arange(scan.intensities.size).reshape(scan.intensities.shape)
     index = whole[:num_frames][..., slices]
-    outputs = run.at_voxels(scan.patient, task, index.ravel(), scan.image)
+    outputs = run.field(scan.patient, task, scan.image).at_voxels(index.ravel())
     return outputs.reshape(*index.shape, -1)
