@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nfcl_jax import checkpoints, nifti
+from nfcl_jax import checkpoints, nifti, sizes
+from nfcl_jax.data.acdc import read_scans, stored_voxels
+from nfcl_jax.evaluation import score as score_task
 from nfcl_jax.fields import Params, create_field, num_output_channels
 from nfcl_jax.opened import Field
 from nfcl_jax.scenarios import MASK, SCENARIOS
@@ -121,10 +123,13 @@ class Run:
           ValueError: for other units.
         """
         scan = self._scan(patient, image)
-        params = self.params(patient, task, image)
+        return self._field(scan, self.params(patient, task, image), units, interpolate)
+
+    def _field(self, scan: dict[str, Any], params: Params, units: str, interpolate: bool) -> Field:
         rows = int(np.prod(scan["shape"]))
         module = create_field(self.config["field"], num_output_channels(params), rows)
-        where = scan["shape"], np.array(scan["affine"]), scan["frame_numbers"]
+        affine = nifti.scanner_affine(np.array(scan["affine"]), scan["spacing"])
+        where = scan["shape"], affine, scan["frame_numbers"]
         return Field(module, params, *where, units, interpolate)
 
     def to_nifti(
@@ -133,7 +138,7 @@ class Run:
         task: int,
         path: str | Path,
         image: str | None = None,
-        spacing: Sequence[float] | None = None,
+        spacing: Sequence[float | int] | None = None,
         times: int | None = None,
         output: str = "image",
         interpolate: bool = False,
@@ -175,16 +180,15 @@ class Run:
         *frames, x, y, z = scan["shape"]
         if times is not None and not (frames and times >= 1):
             raise ValueError(f"times must be at least 1, and the scan a cine; got {times!r}.")
-        spacing = None if spacing is None else list(map(float, spacing))
-        axes, affine = nifti.resampled((x, y, z), np.array(scan["affine"]), spacing)
-        step = 0.0
+        voxel = list(map(float, scan["spacing"] if spacing is None else spacing))
+        axes, affine = nifti.resampled((x, y, z), np.array(scan["affine"]), scan["spacing"], voxel)
         if frames:
             last = max(t.frames[1] for t in tasks) - 1
             count = times or last + 1
             axes.append(-1 + 2 * np.linspace(0, last, count) / (frames[0] - 1))
             first_frame, *_, last_frame = scan["frame_numbers"]
             cycles = (last_frame - first_frame) / last_frame * last / (frames[0] - 1)
-            step = cycles / max(count - 1, 1)
+            voxel.append(cycles / max(count - 1, 1))
         values = self.field(patient, task, image, "grid", interpolate).on_grid(axes)
         logits = values[..., MASK.channels]
         outputs = {
@@ -192,7 +196,49 @@ class Run:
             "mask": lambda: np.argmax(logits, axis=-1).astype(np.uint8),
             "probabilities": lambda: np.asarray(MASK.as_targets(logits)),
         }
-        return nifti.write(path, outputs[output](), affine, step)
+        volume = outputs[output]()
+        voxel += [1.0] * (volume.ndim - len(voxel))
+        return nifti.write(path, volume, affine, voxel)
+
+    def size(
+        self, patient: str, task: int, image: str | None = None, root: str | Path | None = None
+    ) -> pd.DataFrame:
+        """What one field takes on disk, beside the scan's voxels by gzip, with its weights in
+        float32, bfloat16 and 8 bits, and the scores that it keeps: the means over what was learned.
+
+        Args:
+          patient: as for `field`.
+          task: as for `field`.
+          image: as for `field`.
+          root: the folder with the scans; None is where the run found them.
+
+        Raises:
+          DataError: if the scan's files cannot be read.
+          KeyError, CheckpointError: as for `field`.
+        """
+        record = self._scan(patient, image)
+        root = Path(root or self.config["data"]["root"] or self.workdir / "phantom")
+        scans = read_scans(root, self.config["scenario"], [patient])
+        (scan,) = (s for s in scans if s.image == record["image"])
+        params = self.params(patient, task, image)
+        tasks = SCENARIOS[self.config["scenario"]]()[:task]
+        frames = max(t.frames[1] for t in tasks)
+        index = np.arange(frames * scan.intensities[0].size)
+
+        def score(other: Params) -> dict[str, float]:
+            field = self._field(record, other, "grid", False)
+            outputs = field.at_voxels(index).reshape(frames, *scan.intensities.shape[1:], -1)
+            kept: dict[str, list[float]] = {}
+            for t in tasks:
+                for metric, value in score_task(t, scan, outputs).items():
+                    kept.setdefault(metric, []).append(value)
+            return {
+                metric: float(np.mean(kept[metric])) for metric in ("psnr", "dsc") if metric in kept
+            }
+
+        numbers = scan.frame_numbers[:frames]
+        voxels = stored_voxels(root / patient, scan.image, numbers)
+        return pd.DataFrame(sizes.table(params, voxels, score))
 
     def _scan(self, patient: str, image: str | None) -> dict[str, Any]:
         found = [

@@ -6,7 +6,7 @@ from pathlib import Path
 ORDER = [
     "faults", "sine", "coordinates", "losses", "scenarios", "fields", "strategies", "training",
     "programs", "evaluation",
-    "data.acdc", "data.phantom", "checkpoints", "opened", "nifti", "runs", "continual",
+    "data.acdc", "data.phantom", "checkpoints", "opened", "nifti", "sizes", "runs", "continual",
     "reporting.records", "unfinished", "reporting.statistics", "reporting.results",
     "reporting.weights",
     "reporting.tables", "reporting.cautions", "reporting.claims", "reporting.figures",

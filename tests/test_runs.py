@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import nibabel as nib
@@ -12,7 +13,8 @@ from test_readme import run as command
 from test_train import read_csv, value
 
 import nfcl_jax
-from nfcl_jax import nifti
+from nfcl_jax import nifti, sizes
+from nfcl_jax.checkpoints import CheckpointError
 from nfcl_jax.data.acdc import read_scans
 from nfcl_jax.fields import FIELDS, create_field, init_params
 from nfcl_jax.opened import Field
@@ -122,7 +124,7 @@ def test_wrong_questions_are_refused():
 def test_a_resampled_grid_stays_within_the_scan(affine):
     own = nib.affines.voxel_sizes(affine)
     for spacing in (None, [*own], [*own / 2], [1.0, 1.0, 2.0], [30.0, 1.0, 1.0], [*own * 1.7]):
-        axes, new = nifti.resampled((9, 8, 3), affine, spacing)
+        axes, new = nifti.resampled((9, 8, 3), affine, [*own], spacing)
         wanted = own if spacing is None else spacing
         np.testing.assert_allclose(nib.affines.voxel_sizes(new), wanted)
         # The same place by the new affine as by the coordinates.
@@ -138,20 +140,21 @@ def test_a_resampled_grid_stays_within_the_scan(affine):
             assert [len(a) for a in axes] == [9, 8, 3]
     for wrong in ([1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, np.inf]):
         with pytest.raises(ValueError, match="spacing must be three positive numbers"):
-            nifti.resampled((9, 8, 3), affine, wrong)
+            nifti.resampled((9, 8, 3), affine, [*own], wrong)
 
 
 @pytest.mark.parametrize("affine", [AFFINE, RIGID])
 def test_a_file_has_the_affine_of_the_scan(affine, tmp_path):
     volume = np.random.default_rng(0).uniform(size=(9, 8, 3, 5)).astype("f4")
-    path = nifti.write(tmp_path / "v.nii.gz", volume, affine, 0.25)
+    voxel = [*map(float, nib.affines.voxel_sizes(affine)), 0.25]
+    path = nifti.write(tmp_path / "v.nii.gz", volume, affine, voxel)
     image = nib.load(path)
     np.testing.assert_array_equal(image.get_fdata(), volume)
     np.testing.assert_allclose(image.affine, affine, atol=1e-5)
     np.testing.assert_allclose(image.header.get_zooms()[3], 0.25)
-    assert image.header["sform_code"] == 1
+    assert image.header["sform_code"] == 2
     # A qform cannot hold a shear: it must not contradict the sform.
-    assert image.header["qform_code"] == (0 if affine is AFFINE else 1)
+    assert image.header["qform_code"] == (0 if affine is AFFINE else 2)
     if affine is RIGID:
         np.testing.assert_allclose(image.get_qform(), affine, atol=1e-4)
         other = SimpleITK.ReadImage(str(path))
@@ -161,6 +164,22 @@ def test_a_file_has_the_affine_of_the_scan(affine, tmp_path):
             place = np.array(other.TransformIndexToPhysicalPoint(voxel)[:3]) * [-1, -1, 1]
             expected = nib.affines.apply_affine(affine, voxel[:3])
             np.testing.assert_allclose(place, expected, atol=1e-3)
+
+
+def test_a_file_lies_over_a_scan_whose_header_contradicts_itself(tmp_path):
+    """As ACDC's frames: 1 mm in the sform, the true voxel size in pixdim, which ITK takes."""
+    voxel = [1.5, 1.5, 10.0]
+    volume = np.zeros((9, 8, 3), "f4")
+    source = nib.Nifti1Image(volume, np.eye(4))
+    source.header.set_zooms(voxel)
+    nib.save(source, tmp_path / "source.nii")
+    nifti.write(tmp_path / "field.nii", volume, np.eye(4), voxel)
+    files = [tmp_path / "source.nii", tmp_path / "field.nii"]
+    assert (nib.load(files[0]).affine == nib.load(files[1]).affine).all()
+    a, b = (SimpleITK.ReadImage(str(path)) for path in files)
+    assert a.GetSpacing() == b.GetSpacing() == (1.5, 1.5, 10.0)
+    assert a.GetDirection() == b.GetDirection() and a.GetOrigin() == b.GetOrigin()
+    np.testing.assert_array_equal(nifti.scanner_affine(np.eye(4), voxel), np.diag([*voxel, 1]))
 
 
 @pytest.mark.parametrize("name", ["siren", "diner"])
@@ -253,6 +272,22 @@ def test_a_run_tells_what_it_is(runs):
     assert table["image"].iloc[0] == f"{first:.1f} → {last:.1f}"
 
 
+def test_fewer_bits_take_less_and_keep_less(runs):
+    run = nfcl_jax.open_run(runs("domain_expansion", "siren", "distillation"))
+    table = run.size("patient001", task=4).set_index("weights")
+    weights = sum(leaf.size for leaf in jax.tree.leaves(run.params("patient001", 4)))
+    assert table.bytes["float32"] == 4 * weights and table.bytes["bfloat16"] == 2 * weights
+    assert weights < table.bytes["int8"] < 1.2 * weights
+    expected = run.scores.query("trained_task == 4 and metric == 'psnr'").value.mean()
+    assert table.psnr["float32"] == pytest.approx(expected, abs=1e-3)
+    assert table.psnr["bfloat16"] > expected - 1
+    params = {"layer": np.random.default_rng(0).normal(size=(50, 7)).astype("f4")}
+    for storage, most in (("float32", 0), ("bfloat16", 2.0**-8), ("int8", 1 / 254)):
+        back = sizes.stored(params, storage)[1]["layer"]
+        reach = np.abs(params["layer"]).max(axis=0) * most
+        assert (np.abs(back - params["layer"]) <= reach * 1.001).all()
+
+
 def test_words_of_somebody_elses_run_are_not_html(runs, tmp_path):
     shutil.copytree(runs("signal_expansion", "siren", "finetune"), tmp_path / "run")
     scans = json.loads((tmp_path / "run/patients.json").read_text())
@@ -264,3 +299,26 @@ def test_words_of_somebody_elses_run_are_not_html(runs, tmp_path):
 def test_opening_what_is_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config.json: missing"):
         nfcl_jax.open_run(tmp_path)
+
+
+STORED = Path(__file__).parent / "data/run_format_1"
+
+
+def test_a_run_of_format_1_keeps_opening():
+    """A small run, kept as it was written, and what its field answered then."""
+    run = nfcl_jax.open_run(STORED)
+    assert run.tasks == (1, 4) and "2 scans" in repr(run)
+    expected = json.loads((STORED / "expected.json").read_text())
+    for task, values in expected["patient002"].items():
+        answers = run.field("patient002", int(task))(np.array(expected["coords"]))
+        np.testing.assert_allclose(answers[:, 0], values, atol=1e-5)
+
+
+def test_a_checkpoint_of_a_later_format_is_refused(tmp_path):
+    shutil.copytree(STORED, tmp_path / "run")
+    path = tmp_path / "run/checkpoints/task_4/_CHECKPOINT_METADATA"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    run = nfcl_jax.open_run(tmp_path / "run")
+    assert run.params("patient001", 1)
+    with pytest.raises(CheckpointError, match="task_4: format 2 instead of 1"):
+        run.params("patient001", 4)

@@ -200,6 +200,20 @@ def memory_of_machine() -> int:
     return min(machine, int(text)) if text.isdigit() else machine
 
 
+def stored_voxels(folder: Path, image: str, frame_numbers: Sequence[int]) -> bytes:
+    """The voxels of a scan as its file has them, uncompressed, unscaled, without a header.
+
+    Args:
+      folder: the patient's.
+      image: "cine", "ED" or "ES".
+      frame_numbers: of the scan, from 1.
+    """
+    name = "4d" if image == "cine" else f"frame{frame_numbers[0]:02d}"
+    voxels = nib.load(folder / f"{folder.name}_{name}.nii.gz").dataobj.get_unscaled()
+    frames = voxels[..., [number - 1 for number in frame_numbers]] if image == "cine" else voxels
+    return np.asfortranarray(frames).tobytes(order="F")
+
+
 def read_cine(folder: Path) -> Scan:
     """The four equidistant frames of a patient's cine, scaled together to [0, 1].
 
