@@ -179,7 +179,7 @@ class DINER(nn.Module):
             "table", symmetric_uniform(self.table_range), (self.rows, self.table_features)
         )
         index = jnp.where(index < 0, self.rows, index)  # would count from the end
-        entries = table.at[index].get(mode="fill", fill_value=jnp.nan)
+        entries = jnp.asarray(table).at[index].get(mode="fill", fill_value=jnp.nan)
         # Zero biases: with PyTorch's default ones most fits of whole scans died in a later task,
         # where the entries of a new frame all start near 0 and one bad bias kills every ReLU.
         return _relu_layers(entries, self.width, self.depth, self.channels, _lecun_normal, _zeros)

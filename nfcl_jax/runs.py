@@ -264,7 +264,9 @@ def open_run(workdir: str | Path) -> Run:
     config, scans = workdir / "config.json", workdir / "patients.json"
     for path in (config, scans):
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: missing; {workdir} is not the folder of a run.")
+            cells = sorted((workdir / "cells").glob("*/config.json"))
+            hint = f" {cells[0].parent} would be one." if cells else ""
+            raise FileNotFoundError(f"{path}: missing; {workdir} is not the folder of a run.{hint}")
     tasks = checkpoints.finished_tasks(workdir)
     records = [r for r in json.loads(scans.read_text()) if "left_out" not in r]
     return Run(workdir, json.loads(config.read_text()), records, tasks)

@@ -299,6 +299,9 @@ def test_words_of_somebody_elses_run_are_not_html(runs, tmp_path):
 def test_opening_what_is_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config.json: missing"):
         nfcl_jax.open_run(tmp_path)
+    shutil.copytree(STORED, tmp_path / "cells/siren")
+    with pytest.raises(FileNotFoundError, match=r"cells/siren would be one\."):
+        nfcl_jax.open_run(tmp_path)
 
 
 STORED = Path(__file__).parent / "data/run_format_1"
