@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 
+import nibabel as nib
 import pytest
 from conftest import REPOSITORY
 
@@ -85,10 +86,24 @@ def test_the_code_opens_the_first_run(first_run, folder):
     code = re.search(r"```python\n(.*?)```", README, re.S)[1]
     done = run(f"python -c {shlex.quote(code)}", folder)
     assert done.returncode == 0, done.stderr
-    assert 0 <= float(done.stdout.strip(" []\n")) <= 1
+    assert "domain_expansion, siren, distillation of weight 1" in done.stdout
+    assert 0 <= float(done.stdout.splitlines()[-1].strip(" []")) <= 1
+    assert nib.load(folder / "p1.nii.gz").shape == (135, 120, 26, 20)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md", "docs/performance.md"])
+def test_the_command_that_exports_runs(first_run, folder):
+    page = (REPOSITORY / "docs/opening.md").read_text()
+    (command,) = re.findall(r"```bash\n(.*?)\n```", page)
+    cell = "runs/quickstart/cells/domain_expansion-siren-distillation-seed0"
+    done = run(command.replace("runs/siren", cell).replace("p1.nii", "p2.nii"), folder)
+    assert done.returncode == 0, done.stderr
+    assert nib.load(folder / "p2.nii.gz").shape == (135, 120, 26, 20)
+
+
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((REPOSITORY / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_into_the_repository_leads_somewhere(page):
     path = REPOSITORY / page
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
