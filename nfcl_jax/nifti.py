@@ -26,7 +26,7 @@ def resampled(
     shape: Sequence[int],
     affine: np.ndarray,
     own: Sequence[float],
-    spacing: Sequence[float] | None,
+    spacing: Sequence[float],
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """A grid of another spacing over a volume: its first voxel is the volume's first, its last ones
     are not beyond the volume's last.
@@ -35,7 +35,7 @@ def resampled(
       shape: of the volume, (x, y, z).
       affine: of the volume, 4 x 4.
       own: voxel size of the volume along its axes, in mm.
-      spacing: of the new grid along the volume's axes, in mm; None is the volume's own.
+      spacing: of the new grid along the volume's axes, in mm.
 
     Returns:
       Coordinates along each axis, -1 at the volume's first voxel and 1 at its last (0 if there is
@@ -44,7 +44,7 @@ def resampled(
     Raises:
       ValueError: if the spacing is not three positive numbers.
     """
-    spacing = np.asarray(own if spacing is None else spacing, float)
+    spacing = np.asarray(spacing, float)
     if spacing.shape != (3,) or not ((spacing > 0) & np.isfinite(spacing)).all():
         raise ValueError(f"spacing must be three positive numbers in mm, got {spacing}.")
     axes = []

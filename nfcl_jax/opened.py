@@ -119,8 +119,8 @@ class Field:
         the scan has frames.
 
         Raises:
-          ValueError: for coordinates of another shape, or for a DINER between its voxels without
-            `interpolate`.
+          ValueError: for coordinates of another shape, or for a DINER off its grid, or between its
+            voxels without `interpolate`.
         """
         return self._in_blocks(_answers, self.to_grid(coords))
 
@@ -152,11 +152,13 @@ class Field:
                 f"off the grid: the indices of a {self.shape} grid run from 0 to {size - 1}, got "
                 f"{index.min()} to {index.max()}."
             )
+        index = index.astype(np.int32)
         return _blockwise(lambda block: _evaluate(*self._field(), block, self._shape()), index)
 
     def on_grid(self, axes: Sequence[np.ndarray]) -> np.ndarray:
         """Raw outputs at the product of coordinates along each axis, (x, y, z, channels) or
         (x, y, z, t, channels). Only the outputs, not the coordinates of all points, are held."""
+        axes = [np.asarray(axis) for axis in axes]
         sizes = tuple(map(len, axes))
         outputs = np.empty((int(np.prod(sizes)), self.channels), np.float32)
         for start in range(0, len(outputs), BLOCK * 32):
@@ -196,10 +198,17 @@ class Field:
         return matrix
 
     def _in_blocks(self, function: Callable, coords: np.ndarray) -> np.ndarray:
-        if self._module.on_grid and not self._interpolate:
-            voxels = (coords + 1) / 2 * (np.array(_time_last(self.shape)) - 1)
-            if np.abs(voxels - np.rint(voxels)).max(initial=0) > ON_GRID:
-                raise ValueError(NO_BETWEEN)
+        sizes = np.array(_time_last(self.shape))
+        if self._module.on_grid:
+            voxels = (coords + 1) / 2 * (sizes - 1)
+            if not ((voxels >= -ON_GRID) & (voxels <= sizes - 1 + ON_GRID)).all():
+                raise ValueError("off the grid: DINER has no entries beyond its scan.")
+            near = np.rint(voxels).astype(int)
+            if not self._interpolate:
+                if np.abs(voxels - near).max(initial=0) > ON_GRID:
+                    raise ValueError(NO_BETWEEN)
+                first_time = np.roll(near, len(sizes) - 3, axis=1)
+                return self.at_voxels(np.ravel_multi_index(tuple(first_time.T), self.shape))
         return _blockwise(
             lambda block: function(*self._field(), block, self._shape()), coords.astype(np.float32)
         )
@@ -227,5 +236,6 @@ def _blockwise(answer: Callable[[np.ndarray], jax.Array], points: np.ndarray) ->
     for start in range(0, max(len(points), 1), BLOCK):
         block = points[start : start + BLOCK]
         padding = np.zeros((BLOCK - len(block), *block.shape[1:]), block.dtype)
-        blocks.append(np.asarray(answer(np.concatenate([block, padding])))[: len(block)])
+        with jax.default_matmul_precision("float32"):
+            blocks.append(np.asarray(answer(np.concatenate([block, padding])))[: len(block)])
     return np.concatenate(blocks)

@@ -8,6 +8,7 @@ run.to_nifti("patient001", task=4, path="p1.nii.gz", spacing=(1, 1, 2), times=20
 import dataclasses
 import html
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from nfcl_jax import checkpoints, nifti, sizes
-from nfcl_jax.data.acdc import read_scans, stored_voxels
+from nfcl_jax.data.acdc import DataError, read_scans, stored_voxels
 from nfcl_jax.evaluation import score as score_task
 from nfcl_jax.fields import Params, create_field, num_output_channels
 from nfcl_jax.opened import Field
@@ -94,8 +95,7 @@ class Run:
         """One scan's parameters after a task, as numpy arrays, nothing else being read; see `field`
         for the arguments and errors."""
         scan = self._scan(patient, image)
-        if task not in self.tasks:
-            raise KeyError(f"no checkpoint of task {task}; there are {list(self.tasks)}")
+        self._check_task(task)
         return checkpoints.load(self.workdir, task, scan["patient"], scan["image"])
 
     def field(
@@ -171,6 +171,7 @@ class Run:
         """
         scan = self._scan(patient, image)
         nifti.check_name(path)
+        self._check_task(task)
         tasks = SCENARIOS[self.config["scenario"]]()[:task]
         learned = ["image"] + ["mask", "probabilities"] * any(t.output == MASK for t in tasks)
         if output not in learned:
@@ -185,10 +186,12 @@ class Run:
         if frames:
             last = max(t.frames[1] for t in tasks) - 1
             count = times or last + 1
+            if count > 1 and not last:
+                raise ValueError("one frame was learned by then: there are no times in between.")
             axes.append(-1 + 2 * np.linspace(0, last, count) / (frames[0] - 1))
             first_frame, *_, last_frame = scan["frame_numbers"]
-            cycles = (last_frame - first_frame) / last_frame * last / (frames[0] - 1)
-            voxel.append(cycles / max(count - 1, 1))
+            between_frames = (last_frame - first_frame) / last_frame / (frames[0] - 1)
+            voxel.append(between_frames * (last / (count - 1) if count > 1 else 1))
         values = self.field(patient, task, image, "grid", interpolate).on_grid(axes)
         logits = values[..., MASK.channels]
         outputs = {
@@ -213,13 +216,18 @@ class Run:
           root: the folder with the scans; None is where the run found them.
 
         Raises:
-          DataError: if the scan's files cannot be read.
+          DataError: if the scan's files cannot be read, or hold another scan.
           KeyError, CheckpointError: as for `field`.
         """
         record = self._scan(patient, image)
         root = Path(root or self.config["data"]["root"] or self.workdir / "phantom")
         scans = read_scans(root, self.config["scenario"], [patient])
         (scan,) = (s for s in scans if s.image == record["image"])
+        if list(scan.shape) != list(record["shape"]):
+            raise DataError(
+                f"{root}: {scan.name} has the grid {scan.shape}; the run was fitted to "
+                f"{tuple(record['shape'])}."
+            )
         params = self.params(patient, task, image)
         tasks = SCENARIOS[self.config["scenario"]]()[:task]
         frames = max(t.frames[1] for t in tasks)
@@ -240,6 +248,10 @@ class Run:
         voxels = stored_voxels(root / patient, scan.image, numbers)
         return pd.DataFrame(sizes.table(params, voxels, score))
 
+    def _check_task(self, task: int) -> None:
+        if task not in self.tasks:
+            raise KeyError(f"no checkpoint of task {task}; there are {list(self.tasks)}")
+
     def _scan(self, patient: str, image: str | None) -> dict[str, Any]:
         found = [
             scan
@@ -259,6 +271,7 @@ def open_run(workdir: str | Path) -> Run:
 
     Raises:
       FileNotFoundError: if the folder holds no run.
+      ValueError: if the name of a patient is none.
     """
     workdir = Path(workdir)
     config, scans = workdir / "config.json", workdir / "patients.json"
@@ -269,4 +282,8 @@ def open_run(workdir: str | Path) -> Run:
             raise FileNotFoundError(f"{path}: missing; {workdir} is not the folder of a run.{hint}")
     tasks = checkpoints.finished_tasks(workdir)
     records = [r for r in json.loads(scans.read_text()) if "left_out" not in r]
+    for record in records:
+        # They become parts of paths.
+        if not all(re.fullmatch(r"\w[\w.-]*", record[key]) for key in ("patient", "image")):
+            raise ValueError(f"{scans}: {record['patient']!r} is no name of a patient.")
     return Run(workdir, json.loads(config.read_text()), records, tasks)

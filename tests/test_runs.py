@@ -102,6 +102,12 @@ def test_diner_is_linear_between_its_entries_if_asked_and_silent_if_not():
     params = init_params(module, jax.random.key(0), axes=4)
     linear = Field(module, params, SHAPE, AFFINE, FRAMES, interpolate=True)
     ends = np.array([[-1, -1, -1, -1], [-1 + 2 / 8, -1, -1, -1]])
+    for beyond in ([3.0, -1, -1, -1], [-1, -1, -1, 1 + 2 / 3], [np.nan, 0, 0, 0]):
+        for ask in (field, between):
+            with pytest.raises(ValueError, match="off the grid"):
+                ask(np.array([beyond]))
+    near = np.array([[-1 + 2 / 8 + 1e-4, -1, -1, -1]])
+    np.testing.assert_array_equal(field(near), field(ends[1:]))
     assert linear(ends.mean(axis=0)[None]) == pytest.approx(linear(ends).mean(), rel=1e-4)
     assert between(np.array([[1.0, 1.0, 1.0, 1.0]])) == pytest.approx(
         field.at_voxels(np.array([np.prod(SHAPE) - 1])), abs=1e-5
@@ -116,6 +122,9 @@ def test_wrong_questions_are_refused():
         field.at_voxels(np.array([np.prod(SHAPE)]))
     with pytest.raises(ValueError, match="expected integers"):
         field.at_voxels(np.array([0.5]))
+    few = field.at_voxels(np.arange(3))
+    for kind in ("i2", "u1", "u2", "u4", "u8"):
+        np.testing.assert_array_equal(field.at_voxels(np.arange(3, dtype=kind)), few)
     with pytest.raises(ValueError, match="units must be one of grid, mm, got 'cm'"):
         make_field("siren", units="cm")
 
@@ -123,10 +132,9 @@ def test_wrong_questions_are_refused():
 @pytest.mark.parametrize("affine", [AFFINE, RIGID])
 def test_a_resampled_grid_stays_within_the_scan(affine):
     own = nib.affines.voxel_sizes(affine)
-    for spacing in (None, [*own], [*own / 2], [1.0, 1.0, 2.0], [30.0, 1.0, 1.0], [*own * 1.7]):
+    for spacing in ([*own], [*own / 2], [1.0, 1.0, 2.0], [30.0, 1.0, 1.0], [*own * 1.7]):
         axes, new = nifti.resampled((9, 8, 3), affine, [*own], spacing)
-        wanted = own if spacing is None else spacing
-        np.testing.assert_allclose(nib.affines.voxel_sizes(new), wanted)
+        np.testing.assert_allclose(nib.affines.voxel_sizes(new), spacing)
         # The same place by the new affine as by the coordinates.
         for voxel in ([0, 0, 0], [len(a) - 1 for a in axes]):
             place = [
@@ -136,7 +144,7 @@ def test_a_resampled_grid_stays_within_the_scan(affine):
                 nib.affines.apply_affine(new, voxel), nib.affines.apply_affine(affine, place)
             )
         assert all(-1 <= a[0] <= a[-1] <= 1 + 1e-6 for a in axes)
-        if spacing is None:
+        if spacing == [*own]:
             assert [len(a) for a in axes] == [9, 8, 3]
     for wrong in ([1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, np.inf]):
         with pytest.raises(ValueError, match="spacing must be three positive numbers"):
@@ -211,6 +219,14 @@ def test_files_of_other_grids_times_and_outputs(runs, phantom_root, tmp_path):
     # Frames 1, 6, 11 and 16 of 16.
     np.testing.assert_allclose(frames.header.get_zooms()[3], 5 / 16)
     np.testing.assert_allclose(many.header.get_zooms()[3], 2.5 / 16)
+
+    one = nib.load(run.to_nifti("patient001", 1, tmp_path / "c.nii"))
+    assert one.shape == (72, 64, 6, 1) and one.header.get_zooms()[3] == 5 / 16
+    with pytest.raises(ValueError, match="one frame was learned by then"):
+        run.to_nifti("patient001", 1, tmp_path / "c.nii", times=10)
+    for task in (0, -1, 5):
+        with pytest.raises(KeyError, match=f"no checkpoint of task {task}"):
+            run.to_nifti("patient001", task, tmp_path / "c.nii")
 
     workdir = runs("signal_expansion", "siren", "distillation")
     run = nfcl_jax.open_run(workdir)
@@ -288,11 +304,18 @@ def test_fewer_bits_take_less_and_keep_less(runs):
         assert (np.abs(back - params["layer"]) <= reach * 1.001).all()
 
 
-def test_words_of_somebody_elses_run_are_not_html(runs, tmp_path):
+def test_words_of_somebody_elses_run_are_neither_paths_nor_html(runs, tmp_path):
     shutil.copytree(runs("signal_expansion", "siren", "finetune"), tmp_path / "run")
     scans = json.loads((tmp_path / "run/patients.json").read_text())
-    scans[0]["patient"] = "<script>alert(1)</script>"
+    for name in ("<script>alert(1)</script>", "../../elsewhere", "/etc/passwd", ".hidden"):
+        scans[0]["patient"] = name
+        (tmp_path / "run/patients.json").write_text(json.dumps(scans))
+        with pytest.raises(ValueError, match="is no name of a patient"):
+            nfcl_jax.open_run(tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text()) | {"seed": "<script>"}
+    scans[0]["patient"] = "patient001"
     (tmp_path / "run/patients.json").write_text(json.dumps(scans))
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
     assert "<script" not in nfcl_jax.open_run(tmp_path / "run")._repr_html_()
 
 
