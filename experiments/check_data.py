@@ -10,6 +10,7 @@ import sys
 from absl import app, flags
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from configs.base import SCENARIOS, split_words
@@ -43,11 +44,11 @@ def table(faults: dict[str, list[str]], scans: list[Scan], patients: list[str]) 
         shown.add_column(column)
     for patient in patients:
         if patient in faults:
-            shown.add_row(patient, "", "", "", "", str(len(faults[patient])), style="red")
+            shown.add_row(escape(patient), "", "", "", "", str(len(faults[patient])), style="red")
         for scan in scans:
             if scan.patient == patient:
                 shown.add_row(
-                    patient,
+                    escape(patient),
                     scan.image,
                     " x ".join(map(str, scan.intensities.shape[1:])),
                     " x ".join(f"{size:.3g}" for size in scan.spacing),

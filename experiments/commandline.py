@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import io
 import logging
 import os
 import platform
@@ -71,10 +72,14 @@ def _parse(argv):
 def _explain(function):
     @functools.wraps(function)
     def explained(argv):
-        # Orbax tells each of its steps, and with asyncio each part of a damaged checkpoint; what
-        # matters of that is raised.
+        # Orbax tells each of its steps, and with asyncio each part of a damaged checkpoint, nibabel
+        # what it mends; what matters of that is raised.
         absl.logging.set_verbosity(absl.logging.FATAL)
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        for name in ("asyncio", "nibabel.global"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        for stream in (sys.stdout, sys.stderr):  # names of files may hold anything
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             return function(argv)
         except FAULTS as error:

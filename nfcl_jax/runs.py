@@ -284,6 +284,6 @@ def open_run(workdir: str | Path) -> Run:
     records = [r for r in json.loads(scans.read_text()) if "left_out" not in r]
     for record in records:
         # They become parts of paths.
-        if not all(re.fullmatch(r"\w[\w.-]*", record[key]) for key in ("patient", "image")):
+        if not all(re.fullmatch(r"[^./\\][^/\\]*", record[key]) for key in ("patient", "image")):
             raise ValueError(f"{scans}: {record['patient']!r} is no name of a patient.")
     return Run(workdir, json.loads(config.read_text()), records, tasks)

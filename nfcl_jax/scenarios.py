@@ -151,4 +151,5 @@ def equidistant_frames(num_available: int, num_frames: int = NUM_FRAMES) -> tupl
 def scale_intensities(image: np.ndarray) -> np.ndarray:
     """`image` scaled by its minimum and maximum to [0, 1], as float32."""
     low, high = float(image.min()), float(image.max())
-    return ((image - low) / (high - low)).astype(np.float32)
+    # In double precision: the range of float32 values may be beyond float32.
+    return ((image - np.float64(low)) / (high - low)).astype(np.float32)

@@ -88,7 +88,71 @@ def colours(patient):
     nib.save(nib.Nifti1Image(np.zeros((20, 20, 4, 16), kind), np.eye(4)), patient / CINE)
 
 
+def circle(patient):
+    (patient / CINE).unlink()
+    (patient / CINE).symlink_to(CINE)
+
+
+def pipe(patient):
+    (patient / CINE).unlink()
+    os.mkfifo(patient / CINE)
+
+
+def rename(name, other):
+    return lambda patient: (patient / name).rename(patient / other)
+
+
+def bend(offset):
+    """One byte of the compressed file, from its end."""
+
+    def damage(patient):
+        data = bytearray((patient / CINE).read_bytes())
+        data[offset] ^= 255
+        (patient / CINE).write_bytes(data)
+
+    return damage
+
+
+def append(patient):
+    (patient / CINE).write_bytes((patient / CINE).read_bytes() + b"and more")
+
+
+def affine(matrix):
+    def damage(patient):
+        image = nib.load(patient / CINE)
+        spoilt = nib.Nifti1Image(np.asarray(image.dataobj), None, image.header)
+        spoilt.header.set_sform(np.asarray(matrix, float), code=1)
+        nib.save(spoilt, patient / CINE)
+
+    return damage
+
+
+def blank(place):
+    def function(cine):
+        cine[..., place] = 5
+        return cine
+
+    return function
+
+
 FAULTS = {
+    "a link to itself": (circle, f"{CINE}: "),
+    "a pipe": (pipe, f"{CINE}: missing; what is there is no file"),
+    "capitals": (rename(CINE, CINE.upper()), f"{CINE.upper()} is there instead"),
+    "not compressed": (rename(CINE, CINE[:-3]), f"{CINE[:-3]} is there instead"),
+    "another checksum": (bend(-8), f"{CINE}: not a readable NIfTI file .CRC"),
+    "another byte": (bend(-2000), f"{CINE}: not a readable NIfTI"),
+    "something after its end": (append, f"{CINE}: not a readable NIfTI"),
+    "fewer frames in its header": (header(DIM + 8, "<h", 10), r"says \d+ bytes, there are more"),
+    "an affine not a number": (affine(np.diag([np.nan, 1, 1, 1])), "affine must be finite"),
+    "a flat affine": (affine(np.diag([1, 1, 0, 1])), "affine must be finite and invertible"),
+    "a blank frame": (change(CINE, blank(0)), "every voxel of frame 1 is 5, nothing to fit"),
+    "a blank last frame": (change(CINE, blank(-1)), "every voxel of frame 20 is 5"),
+    "ED is ES": (info("ED: 1\nES: 01\n"), "ED and ES are both frame 1; two would be right"),
+    "zeros without end": (info(f"ED: {'0' * 5000}1\nES: 5\n"), "ED must be a frame number"),
+    "frames without end": (info(f"ED: 1\nES: 5\nNbFrame: {'9' * 5000}"), "NbFrame must be a"),
+    "frames in words": (info("ED: 1\nES: 5\nNbFrame: twenty"), "NbFrame must be a number"),
+    "a mask of one label": (change("*_gt.nii.gz", lambda x: x * 0 + 3), "every voxel is 3; a mask"),
     "no cine": (remove("*_4d.nii.gz"), f"{CINE}: missing"),
     "no image": (remove("*_frame??.nii.gz"), r"frame\d\d.nii.gz: missing"),
     "no mask": (remove("*_gt.nii.gz"), r"_gt.nii.gz: missing"),
@@ -150,6 +214,37 @@ def test_a_fault_is_named_and_the_others_can_be_used(root, fault):
         acdc.refuse_faults(cohort)
     for scans in cohort.scans.values():
         assert {scan.patient for scan in scans} == {"patient001", "patient003"}
+
+
+def test_what_nobody_foresaw_is_a_fault_of_its_patient(root, monkeypatch):
+    """Such as a file that may not be read, which root, who runs the tests, may."""
+    read = acdc.Path.read_text
+
+    def refuse(path, *arguments, **rest):
+        if path == root / "patient002/Info.cfg":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *arguments, **rest)
+
+    monkeypatch.setattr(acdc.Path, "read_text", refuse)
+    cohort = read_cohort(root, SCENARIOS)
+    (line,) = cohort.faults["patient002"]
+    assert line.startswith(f"{root / 'patient002'}: cannot be read") and "Permission" in line
+    assert {scan.patient for scan in cohort.scans["domain_expansion"]} == {
+        "patient001",
+        "patient003",
+    }
+
+
+def test_extremes_of_float32_are_scaled_to_0_and_1(root):
+    change(CINE, lambda x: np.where(x > x.mean(), 3e38, -3e38).astype("f4"))(root / "patient002")
+    scan = read_cohort(root, ["domain_expansion"]).scans["domain_expansion"][1]
+    assert set(np.unique(scan.intensities)) == {0.0, 1.0}
+
+
+def test_a_byte_order_mark_is_not_a_fault(root):
+    path = root / "patient002/Info.cfg"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert not read_cohort(root, SCENARIOS).faults
 
 
 def test_all_faults_of_a_patient_are_told_at_once(root):

@@ -307,13 +307,13 @@ def test_fewer_bits_take_less_and_keep_less(runs):
 def test_words_of_somebody_elses_run_are_neither_paths_nor_html(runs, tmp_path):
     shutil.copytree(runs("signal_expansion", "siren", "finetune"), tmp_path / "run")
     scans = json.loads((tmp_path / "run/patients.json").read_text())
-    for name in ("<script>alert(1)</script>", "../../elsewhere", "/etc/passwd", ".hidden"):
+    for name in ("../../elsewhere", "/etc/passwd", ".hidden", "..", "a\\b"):
         scans[0]["patient"] = name
         (tmp_path / "run/patients.json").write_text(json.dumps(scans))
         with pytest.raises(ValueError, match="is no name of a patient"):
             nfcl_jax.open_run(tmp_path / "run")
     config = json.loads((tmp_path / "run/config.json").read_text()) | {"seed": "<script>"}
-    scans[0]["patient"] = "patient001"
+    scans[0]["patient"] = "<script>alert(1)<script>"
     (tmp_path / "run/patients.json").write_text(json.dumps(scans))
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     assert "<script" not in nfcl_jax.open_run(tmp_path / "run")._repr_html_()

@@ -11,6 +11,7 @@ Every fault is a `DataError` that names the file, what is wrong and what would b
 
 import dataclasses
 import functools
+import gzip
 import hashlib
 import math
 import os
@@ -38,7 +39,8 @@ MAX_SPACING_RATIO = 50  # largest against smallest voxel size; ACDC's are 10 mm 
 # What a run holds of each voxel of the four frames, at most: the scan twice, its outputs and the
 # teacher's, and DINER's table with its gradient, two moments, an update and two copies, in float32.
 BYTES_PER_VOXEL = 4 * (2 + 2 + 7)
-BYTES_PER_VOXEL_READ = 12  # of the whole file: as stored, in float64 if it is scaled, in float32
+# Of the whole file: its bytes, as stored, in float64 if it is scaled, and in float32.
+BYTES_PER_VOXEL_READ = 28
 
 
 class DataError(ValueError):
@@ -78,7 +80,7 @@ def find_patients(root: str | Path, patients: Sequence[str] = ()) -> list[Path]:
 
 def _likely_root(root: Path) -> str:
     """A hint where the patients are, if they are one level away."""
-    if (root / "Info.cfg").exists():
+    if os.access(root, os.X_OK) and (root / "Info.cfg").exists():
         return f"; this is a single patient, its folder {root.parent} would be right"
     below = [path.parent for path in sorted(root.glob("*/patient*")) if path.is_dir()]
     return f"; {below[0]} would be right" if below else ""
@@ -86,11 +88,23 @@ def _likely_root(root: Path) -> str:
 
 def check_inside(path: Path, root: Path) -> None:
     """Raises DataError if `path` is a link to somewhere outside of `root`."""
-    target = path.resolve()
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:  # links that lead in a circle
+        raise DataError(f"{path}: a link that leads nowhere; a file would be right.") from error
     if not target.is_relative_to(root.resolve()):
         raise DataError(
             f"{path}: leads out of the data folder, to {target}; a copy of it would be right."
         )
+
+
+def _missing(path: Path) -> str:
+    """That a file is missing, and what has nearly its name."""
+    if path.exists():
+        return f"{path}: missing; what is there is no file."
+    near = {path.name.lower(), path.name.lower().removesuffix(".gz")}
+    others = [other.name for other in path.parent.iterdir() if other.name.lower() in near]
+    return f"{path}: missing" + (f"; {others[0]} is there instead." if others else ".")
 
 
 def read_info(folder: Path) -> dict[str, str]:
@@ -102,11 +116,13 @@ def read_info(folder: Path) -> dict[str, str]:
     path = folder / "Info.cfg"
     check_inside(path, folder.parent)
     if not path.is_file():
-        raise DataError(f"{path}: missing.")
+        raise DataError(_missing(path))
     if path.stat().st_size > MAX_INFO_BYTES:
         raise DataError(f"{path}: {path.stat().st_size} bytes; a few lines would be right.")
     info = {}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(
+        path.read_text("utf-8-sig", errors="replace").splitlines(), start=1
+    ):
         if line.strip():
             key, separator, value = line.partition(":")
             if not separator:
@@ -115,9 +131,15 @@ def read_info(folder: Path) -> dict[str, str]:
                 )
             info[key.strip()] = value.strip()
     for key in ("ED", "ES"):
-        if not re.fullmatch(r"0*[1-9][0-9]{0,3}", info.get(key, ""), re.ASCII):
+        if not re.fullmatch(r"0{0,9}[1-9][0-9]{0,3}", info.get(key, ""), re.ASCII):
             found = repr(info[key][:80]) if key in info else "none"
             raise DataError(f"{path}: {key} must be a frame number from 1, found {found}.")
+    if int(info["ED"]) == int(info["ES"]):
+        raise DataError(f"{path}: ED and ES are both frame {info['ED']}; two would be right.")
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", info.get("NbFrame", "1"), re.ASCII):
+        raise DataError(
+            f"{path}: NbFrame must be a number of frames, found {info['NbFrame'][:80]!r}."
+        )
     return info
 
 
@@ -132,7 +154,7 @@ def read_volume(path: Path, dimensions: int) -> Volume:
     """
     check_inside(path, path.parent.parent)
     if not path.is_file():
-        raise DataError(f"{path}: missing.")
+        raise DataError(_missing(path))
     try:
         image = nib.load(path)
         shape = tuple(int(size) for size in image.shape)
@@ -151,13 +173,32 @@ def read_volume(path: Path, dimensions: int) -> Volume:
         raise DataError(f"{path}: scl_slope must be finite, found {slope}.")
     if kind not in "iuf":
         raise DataError(f"{path}: holds {image.get_data_dtype()}; real numbers would be right.")
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-9:
+        raise DataError(f"{path}: the affine must be finite and invertible, found {image.affine}.")
     try:
-        data = np.asarray(image.get_fdata(dtype=np.float32))
+        size = image.dataobj.offset + math.prod(shape) * image.get_data_dtype().itemsize
+        contents = _read_to_the_end(path, size)
+        with np.errstate(over="ignore"):  # of what is not finite in float32; see below
+            image = type(image).from_bytes(contents)
+            data = np.asarray(image.get_fdata(dtype=np.float32))
     except Exception as error:  # and so do damaged data
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
     if not np.isfinite(data).all():
         raise DataError(f"{path}: {int((~np.isfinite(data)).sum())} voxels are not finite.")
     return Volume(data, spacing, image.affine)
+
+
+def _read_to_the_end(path: Path, size: int) -> bytearray:
+    """The file's contents, uncompressed, which must be `size` bytes. Gzip checks them at its end
+    only; and what a header claims is not set aside in memory before it is there."""
+    contents = bytearray()
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        while len(contents) <= size and (piece := file.read(2**20)):
+            contents += piece
+    if len(contents) != size:
+        there = "more" if len(contents) > size else str(len(contents))
+        raise ValueError(f"its header says {size} bytes, there are {there}")
+    return contents
 
 
 def _check_geometry(path: Path, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
@@ -227,7 +268,7 @@ def read_cine(folder: Path) -> Scan:
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     frames = volume.data[..., [number - 1 for number in numbers]]
-    _check_contrast(frames, path)
+    _check_contrast(frames, path, numbers)
     return Scan(
         patient=folder.name,
         image="cine",
@@ -274,12 +315,16 @@ def read_phase(folder: Path, phase: str) -> Scan:
 
 
 def _collect(faults: list[str], function, *arguments):
-    """What the function returns or, if it finds faults, None."""
+    """What the function returns or, if it finds faults, None. What it did not foresee, such as a
+    file that may not be read, is a fault of the file or folder that it was given."""
     try:
         return function(*arguments)
     except DataError as error:
-        faults += [line for line in str(error).splitlines() if line not in faults]
-        return None
+        lines = str(error).splitlines()
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        lines = [f"{arguments[0]}: cannot be read ({first_line(error)})."]
+    faults += [line for line in lines if line not in faults]
+    return None
 
 
 def _read_contrast(path: Path) -> Volume:
@@ -295,12 +340,20 @@ def _read_mask(path: Path) -> Volume:
         raise DataError(f"{path}: labels must be 0 to 3, found {labels[:8].tolist()}.")
     if labels.max() == 0:
         raise DataError(f"{path}: the mask is empty.")
+    if len(labels) == 1:
+        raise DataError(f"{path}: every voxel is {labels[0]:g}; a mask with background is right.")
     return mask
 
 
-def _check_contrast(frames: np.ndarray, path: Path) -> None:
+def _check_contrast(frames: np.ndarray, path: Path, numbers: Sequence[int] = ()) -> None:
     if frames.min() == frames.max():
         raise DataError(f"{path}: every voxel is {frames.min():g}, there is nothing to fit.")
+    for place, number in enumerate(numbers):
+        frame = frames[..., place]
+        if frame.min() == frame.max():
+            raise DataError(
+                f"{path}: every voxel of frame {number} is {frame.min():g}, nothing to fit."
+            )
 
 
 class Cohort(NamedTuple):
