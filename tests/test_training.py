@@ -60,8 +60,14 @@ def assert_same_results(a, b, patients, rtol=5e-3):
 
 @pytest.mark.parametrize(
     ("name", "tasks"),
-    [(name, domain_expansion()[:2]) for name in FIELDS] + [("siren", signal_expansion())],
-    ids=[*FIELDS, "siren-signal"],
+    [
+        ("siren", domain_expansion()[:2]),
+        ("diner", domain_expansion()[:2]),
+        ("siren", signal_expansion()),
+        pytest.param("pe_relu", domain_expansion()[:2], marks=pytest.mark.slow),
+        pytest.param("finer", domain_expansion()[:2], marks=pytest.mark.slow),
+    ],
+    ids=["siren", "diner", "siren-signal", "pe_relu", "finer"],
 )
 def test_a_patient_does_not_depend_on_batch_order_or_company(name, tasks):
     scans = cohort() if tasks[1].output.name == "image" else cohort(1, "ED")
