@@ -98,6 +98,14 @@ def pipe(patient):
     os.mkfifo(patient / CINE)
 
 
+def other_voxels(patient):
+    path = next(patient.glob("*_gt.nii.gz"))
+    image = nib.load(path)
+    image = nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header)
+    image.header.set_zooms((10.0, 10.0, 10.0))
+    nib.save(image, path)
+
+
 def rename(name, other):
     return lambda patient: (patient / name).rename(patient / other)
 
@@ -152,6 +160,8 @@ FAULTS = {
     "zeros without end": (info(f"ED: {'0' * 5000}1\nES: 5\n"), "ED must be a frame number"),
     "frames without end": (info(f"ED: 1\nES: 5\nNbFrame: {'9' * 5000}"), "NbFrame must be a"),
     "frames in words": (info("ED: 1\nES: 5\nNbFrame: twenty"), "NbFrame must be a number"),
+    "voxels in metres": (header(PIXDIM + 4, "<3f", 0.0018, 0.0018, 0.01), "to 1000 mm would be"),
+    "a mask of other voxels": (other_voxels, r"_gt.nii.gz: voxels of .* mm, its image's"),
     "a mask of one label": (change("*_gt.nii.gz", lambda x: x * 0 + 3), "every voxel is 3; a mask"),
     "no cine": (remove("*_4d.nii.gz"), f"{CINE}: missing"),
     "no image": (remove("*_frame??.nii.gz"), r"frame\d\d.nii.gz: missing"),

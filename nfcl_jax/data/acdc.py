@@ -35,6 +35,7 @@ from nfcl_jax.scenarios import (
 
 MAX_INFO_BYTES = 2**16
 MAX_ASPECT = 16  # longer against shorter side of a slice
+MIN_SPACING, MAX_SPACING = 0.01, 1000  # mm; beyond, the header means other units
 MAX_SPACING_RATIO = 50  # largest against smallest voxel size; ACDC's are 10 mm to 1.5 mm and less
 # What a run holds of each voxel of the four frames, at most: the scan twice, its outputs and the
 # teacher's, and DINER's table with its gradient, two moments, an update and two copies, in float32.
@@ -217,6 +218,10 @@ def _check_geometry(path: Path, shape: tuple[int, ...], spacing: tuple[float, ..
         )
     if not all(0 < size < float("inf") for size in spacing):
         raise DataError(f"{path}: the voxel size must be positive, found {spacing} mm.")
+    if not MIN_SPACING <= min(spacing) <= max(spacing) <= MAX_SPACING:
+        raise DataError(
+            f"{path}: voxels of {spacing} mm; {MIN_SPACING} to {MAX_SPACING} mm would be right."
+        )
     if max(spacing) > MAX_SPACING_RATIO * min(spacing):
         raise DataError(
             f"{path}: voxels of {spacing} mm; one side at most {MAX_SPACING_RATIO} times another "
@@ -301,6 +306,8 @@ def read_phase(folder: Path, phase: str) -> Scan:
     mask = _collect(faults, _read_mask, mask_path)
     if volume and mask and mask.data.shape != volume.data.shape:
         faults.append(f"{mask_path}: shape {mask.data.shape}, its image has {volume.data.shape}.")
+    elif volume and mask and not np.allclose(mask.spacing, volume.spacing, rtol=0.01):
+        faults.append(f"{mask_path}: voxels of {mask.spacing} mm, its image's {volume.spacing} mm.")
     if faults:
         raise DataError("\n".join(faults))
     return Scan(
