@@ -175,15 +175,18 @@ class Field:
             raise ValueError(f"expected shape (points, {len(self.shape)}), got {coords.shape}.")
         if self.units == "grid":
             return coords
-        origin = np.append(self._affine[:3, 3], np.zeros(len(self.shape) - 3))
-        first = np.where(np.array(_time_last(self.shape)) > 1, -1.0, 0.0)
+        first, origin = self._first_voxel()
         return (coords - origin) @ self._grid_per_mm().T + first
 
     def to_mm(self, coords: np.ndarray) -> np.ndarray:
         """Coordinates (points, axes) in [-1, 1] in mm and fractions of the cardiac cycle."""
-        origin = np.append(self._affine[:3, 3], np.zeros(len(self.shape) - 3))
-        first = np.where(np.array(_time_last(self.shape)) > 1, -1.0, 0.0)
+        first, origin = self._first_voxel()
         return (np.asarray(coords) - first) @ np.linalg.pinv(self._grid_per_mm()).T + origin
+
+    def _first_voxel(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the first voxel of the first frame is: in [-1, 1], and in mm and the cycle."""
+        first = np.where(np.array(_time_last(self.shape)) > 1, -1.0, 0.0)
+        return first, np.append(self._affine[:3, 3], np.zeros(len(self.shape) - 3))
 
     def _grid_per_mm(self) -> np.ndarray:
         """How coordinates in [-1, 1] change with mm and the fraction of the cycle, (axes, axes).
@@ -203,8 +206,8 @@ class Field:
             voxels = (coords + 1) / 2 * (sizes - 1)
             if not ((voxels >= -ON_GRID) & (voxels <= sizes - 1 + ON_GRID)).all():
                 raise ValueError("off the grid: DINER has no entries beyond its scan.")
-            near = np.rint(voxels).astype(int)
             if not self._interpolate:
+                near = np.rint(voxels).astype(int)
                 if np.abs(voxels - near).max(initial=0) > ON_GRID:
                     raise ValueError(NO_BETWEEN)
                 first_time = np.roll(near, len(sizes) - 3, axis=1)

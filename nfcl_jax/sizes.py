@@ -63,13 +63,14 @@ def table(
     rows = []
     for storage in STORAGES:
         data, back = stored(params, storage)
+        gzipped = compressed(data)
         rows.append(
             {
                 "weights": storage,
                 "bytes": len(data),
-                "gzipped": compressed(data),
+                "gzipped": gzipped,
                 "scan gzipped": whole,
-                "ratio": compressed(data) / whole,
+                "ratio": gzipped / whole,
                 **score(back),
             }
         )
