@@ -1,7 +1,7 @@
 """Four frames of a cine, learned one after the other: domain_expansion.py:FIELD,STRATEGY."""
 
-from configs.base import make_config
+from configs import base
 
 
 def get_config(argument: str = "siren,distillation"):
-    return make_config("domain_expansion", argument)
+    return base.get_config("domain_expansion", argument)

@@ -1,7 +1,7 @@
 """An image, then its segmentation mask: signal_expansion.py:FIELD,STRATEGY."""
 
-from configs.base import make_config
+from configs import base
 
 
 def get_config(argument: str = "siren,distillation"):
-    return make_config("signal_expansion", argument)
+    return base.get_config("signal_expansion", argument)

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from configs.base import SCENARIOS, split_words
-from experiments.commandline import launch
-from nfcl_jax.data.acdc import read_cohort
-from nfcl_jax.scenarios import Scan
+from experiments.launch.cli import launch
+from nfcl_jax.config import split_words
+from nfcl_jax.data.cohorts import read_cohort
+from nfcl_jax.scan import Scan
+from nfcl_jax.scenarios import SCENARIOS
 
 _ROOT = flags.DEFINE_string("root", None, "the folder of patientNNN folders")
 _PATIENTS = flags.DEFINE_string("patients", "", "comma-separated; empty is all")

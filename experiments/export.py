@@ -6,8 +6,8 @@
 
 from absl import app, flags
 
-from configs.base import ConfigError
-from experiments.commandline import launch
+from experiments.launch.cli import launch
+from nfcl_jax.errors import ConfigError
 from nfcl_jax.runs import open_run
 
 _RUN = flags.DEFINE_string("run", None, "folder of a run")
@@ -29,8 +29,9 @@ def main(argv: list[str]) -> None:
     try:
         spacing = _SPACING.value and [float(size) for size in _SPACING.value]
         run = open_run(_RUN.value)
-        where = _PATIENT.value, _TASK.value, _OUT.value, _IMAGE.value
-        print(run.to_nifti(*where, spacing, _TIMES.value, _OUTPUT.value, _INTERPOLATE.value))
+        where = _PATIENT.value, _TASK.value, _OUT.value, _IMAGE.value, _OUTPUT.value
+        sampling = {"times": _TIMES.value, "interpolate": _INTERPOLATE.value}
+        print(run.to_nifti(*where, spacing=spacing, **sampling))
     except (KeyError, ValueError) as error:
         raise ConfigError(error.args[0]) from error
 

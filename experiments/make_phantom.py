@@ -5,7 +5,7 @@ python -m experiments.make_phantom --out=DIR --num_patients=3
 
 from absl import app, flags
 
-from experiments.commandline import launch
+from experiments.launch.cli import launch
 from nfcl_jax.data.phantom import write_phantom
 
 _OUT = flags.DEFINE_string("out", None, "folder that gets patient001, patient002, ...")

@@ -14,8 +14,8 @@ from absl import app, flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from experiments.commandline import launch
-from experiments.grid import run_grid
+from experiments.launch.cli import launch
+from experiments.launch.grid import run_grid
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/paper.py, or another grid")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the grid writes")
@@ -24,7 +24,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if not run_grid(_CONFIG.value, Path(_WORKDIR.value), Console()):
+    if not run_grid(_CONFIG.value.to_dict(), Path(_WORKDIR.value), Console()):
         sys.exit(1)
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from absl import app, flags
 from rich.console import Console
 
-from configs.base import DEFAULT_WEIGHTS
-from experiments.commandline import launch
-from experiments.guards import refuse_links_out
-from experiments.screen import claims_table
-from nfcl_jax.reporting.report import write_report
+from experiments.launch.cli import launch
+from experiments.launch.console import claims_table
+from nfcl_jax.locks import refuse_links_out
+from nfcl_jax.report.report import write_report
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of runs, or of a grid of them")
 _PATIENT = flags.DEFINE_string("patient", None, "whose reconstructions the figures show")
@@ -23,7 +22,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     console, workdir = Console(), Path(_WORKDIR.value)
     refuse_links_out(workdir)
-    console.print(claims_table(write_report(workdir, DEFAULT_WEIGHTS, _PATIENT.value)))
+    console.print(claims_table(write_report(workdir, _PATIENT.value)))
     console.print(f"the report is in {workdir / 'report.html'}")
 
 

@@ -8,19 +8,19 @@ The same command on the same folder goes on after the last task that was finishe
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 from rich.console import Console
 
-from configs.base import check_config
-from experiments.commandline import launch
-from experiments.guards import locked, stopping
-from experiments.running import planned_work, read_data, run
-from experiments.screen import ProgressBar, log_to_screen, summary_table
+from experiments.launch.cli import launch
+from experiments.launch.console import ProgressBar, log_to_screen, summary_table
 from nfcl_jax.checkpoints import num_learned
-from nfcl_jax.reporting.records import Label
-from nfcl_jax.scenarios import SCENARIOS
+from nfcl_jax.config import check_config
+from nfcl_jax.locks import locked, stopping
+from nfcl_jax.run_folder import label_of, tasks_of
+from nfcl_jax.runner import Caller, planned_work, read_data, run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/SCENARIO.py:FIELD,STRATEGY")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the run writes")
@@ -29,10 +29,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    train(_CONFIG.value, Path(_WORKDIR.value), Console())
+    train(_CONFIG.value.to_dict(), Path(_WORKDIR.value), Console())
 
 
-def train(config: ConfigDict, workdir: Path, console: Console) -> None:
+def train(config: dict[str, Any], workdir: Path, console: Console) -> None:
     """Reads the scans, makes the run and shows its summary.
 
     Raises:
@@ -43,25 +43,22 @@ def train(config: ConfigDict, workdir: Path, console: Console) -> None:
     """
     check_config(config)
     with log_to_screen(console), locked(workdir), stopping() as asked_to_stop:
-        cohort = read_data(config, [config.scenario], workdir)
-        scans = cohort.scans[config.scenario]
+        cohort = read_data(config, [config["scenario"]], workdir)
+        scans = cohort.scans[config["scenario"]]
         work = planned_work(config, scans, learned=num_learned(workdir))
         with (
             ProgressBar(console, sum(work)) as bar,
-            bar.of_run("", work, config.num_steps) as on_progress,
+            bar.of_run("", work, config["num_steps"]) as on_progress,
         ):
-            outcome = run(
-                config, scans, workdir, on_progress, asked_to_stop, left_out=cohort.faults
-            )
-    label = Label(config.scenario, config.field.name, config.strategy, config.seed)
-    tasks = SCENARIOS[config.scenario](config.huber_delta)
+            caller = Caller(on_progress, asked_to_stop, left_out=cohort.faults)
+            outcome = run(config, scans, workdir, caller)
     patients = len({scan.patient for scan in scans})
-    console.print(summary_table(outcome.summary, label, tasks, patients))
+    console.print(summary_table(outcome.summary, label_of(config), tasks_of(config), patients))
     if outcome.failed:
         console.print(f"diverged or collapsed: {', '.join(outcome.failed)}; see {workdir}/fits.csv")
     if cohort.faults:
         console.print(f"left out: {', '.join(cohort.faults)}; why is in {workdir}/patients.json")
-    if fault := outcome.fault(config.strict, cohort.faults):
+    if fault := outcome.fault(config["strict"], cohort.faults):
         sys.exit(f"error: {fault}")
 
 

@@ -1,8 +1,9 @@
-"""Parameters on disk: one Orbax checkpoint per task, with one unpadded pytree per scan.
+"""What a task left, on disk: one Orbax checkpoint per task, with unpadded arrays of each scan.
 
-The layout is {patient: {image: params}} of numpy arrays, so that a checkpoint opens on any number
-of devices, without the code that made it, and one patient's part without the others'. The run's
-config, patients and tasks go in as custom metadata, so that it explains itself.
+The layout is {patient: {image: {"params": ..., "strategy": ...}}} of numpy arrays, so that a
+checkpoint opens on any number of devices, without the code that made it, and one patient's part
+without the others'; "strategy" is the strategy's state, where it has one. The run's config,
+patients and tasks go in as custom metadata, so that it explains itself.
 """
 
 import hashlib
@@ -17,14 +18,12 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from nfcl_jax.faults import first_line
+from nfcl_jax.errors import CheckpointError, first_line
 from nfcl_jax.fields import Params
+from nfcl_jax.records import Learned
 
 FORMAT = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used."""
+STATE = "strategy"  # the key of a strategy's state, beside "params"
 
 
 def checkpoint_path(workdir: str | Path, task: int) -> Path:
@@ -33,24 +32,26 @@ def checkpoint_path(workdir: str | Path, task: int) -> Path:
 
 
 def save(
-    workdir: str | Path, task: int, params: Mapping[str, Params], metadata: dict[str, Any]
+    workdir: str | Path, task: int, learned: Mapping[str, Learned], metadata: dict[str, Any]
 ) -> None:
-    """Writes the parameters after a task, whole or not at all.
+    """Writes what a task left, whole or not at all.
 
     Args:
       workdir: the run's folder.
       task: the task's number, from 1.
-      params: by the scan's name, "patient001/cine".
+      learned: by the scan's name, "patient001/cine".
       metadata: anything that JSON can hold; `task` and `format` are added.
 
     Raises:
       CheckpointError: if it cannot be written.
     """
-    tree: dict[str, dict[str, Params]] = {}
-    for name, scan_params in params.items():
+    tree: dict[str, dict[str, Any]] = {}
+    for name, (params, state) in learned.items():
         patient, image = name.split("/")
-        tree.setdefault(patient, {})[image] = jax.tree.map(np.asarray, scan_params)
-    digests = {name: digest(scan_params) for name, scan_params in params.items()}
+        both = params | ({STATE: state} if state else {})
+        tree.setdefault(patient, {})[image] = jax.tree.map(np.asarray, both)
+    digests = {name: digest(own.params) for name, own in learned.items()}
+    digests |= {f"{name}/{STATE}": digest(own.state) for name, own in learned.items() if own.state}
     path = checkpoint_path(workdir, task)
     about = metadata | {"task": task, "format": FORMAT, "digests": digests}
     try:
@@ -61,10 +62,10 @@ def save(
         raise CheckpointError(f"{path}: could not be saved ({first_line(error)}).") from error
 
 
-def digest(params: Params) -> str:
+def digest(tree: Any) -> str:
     """SHA-256 of the names, types, shapes and bytes of all leaves."""
     state = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(params):
+    for path, leaf in jax.tree.leaves_with_path(tree):
         leaf = np.ascontiguousarray(leaf)
         state.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
         state.update(leaf.data)
@@ -93,12 +94,12 @@ def load(workdir: str | Path, task: int, patient: str, image: str) -> Params:
     if image not in shapes.get(patient, {}):
         known = [f"{p}/{i}" for p, images in shapes.items() for i in images]
         raise KeyError(f"no {patient}/{image} in this checkpoint; there are {', '.join(known)}")
-    wanted = {patient: {image: shapes[patient][image]}}
+    wanted = {patient: {image: {"params": shapes[patient][image]["params"]}}}
     return _load(workdir, task, metadata, wanted)[patient][image]
 
 
-def load_all(workdir: str | Path, task: int) -> dict[str, Params]:
-    """Every scan's parameters after a task, as numpy arrays, by the scan's name.
+def load_all(workdir: str | Path, task: int) -> dict[str, Learned]:
+    """What a task left of every scan, as numpy arrays, by the scan's name.
 
     Raises:
       FileNotFoundError, CheckpointError: as `load_metadata`.
@@ -106,9 +107,9 @@ def load_all(workdir: str | Path, task: int) -> dict[str, Params]:
     metadata = _metadata(workdir, task)
     tree = _load(workdir, task, metadata, metadata.metadata)
     return {
-        f"{patient}/{image}": params
+        f"{patient}/{image}": Learned({"params": own["params"]}, own.get(STATE, {}))
         for patient, images in tree.items()
-        for image, params in images.items()
+        for image, own in images.items()
     }
 
 
@@ -163,10 +164,12 @@ def _load(workdir, task, metadata, shapes):
         raise CheckpointError(f"{path}: damaged ({first_line(error)}).") from error
     digests = metadata.custom_metadata.get("digests", {})  # early runs have none
     for patient, images in tree.items():
-        for image, params in images.items():
+        for image, own in images.items():
             name = f"{patient}/{image}"
-            if name in digests and digests[name] != digest(params):
-                raise CheckpointError(f"{path}: damaged (other parameters of {name} were saved).")
+            parts = {name: {"params": own["params"]}, f"{name}/{STATE}": own.get(STATE)}
+            for part, arrays in parts.items():
+                if arrays and part in digests and digests[part] != digest(arrays):
+                    raise CheckpointError(f"{path}: damaged ({part}: other arrays were saved).")
     return tree
 
 

@@ -5,11 +5,12 @@
     finer     sin(w0 (|z| + 1) z)          (Liu et al., CVPR 2024)
     diner     a learned table and ReLU     (Xie et al., CVPR 2023)
 
-with z = W x + b. All have `depth` nonlinear layers of `width` units and a linear output layer.
-The first three take coordinates in [-1, 1]; DINER takes the flat index of a voxel (`on_grid`).
+with z = W x + b. All have `depth` nonlinear layers of `width` units and a linear output layer. A
+field is added by an entry in FIELDS; whatever is said of it stands in its class.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -18,10 +19,35 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from nfcl_jax.coordinates import index_to_coords
+from nfcl_jax.checks import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Check
+from nfcl_jax.errors import look_up
 from nfcl_jax.sine import sine
 
 Params = Any
+Initialiser = Callable[[int], Callable]  # number of inputs -> initialiser of a layer
+
+
+class Field(nn.Module):
+    """What every field has. A field takes coordinates in [-1, 1], (points, axes), or, if `on_grid`,
+    flat indices of voxels; it then has `rows` too, voxels times frames of the grid.
+
+    Its other attributes are constants of the config, with their defaults. Its class says:
+      on_grid: see above.
+      title, colour, marker: in tables and figures. The paper's four have colours by Okabe and Ito
+        (2008), which colour-blind readers tell apart.
+      learning_rate: of Adam, by default.
+      checks: what a constant may be, by its name.
+    """
+
+    channels: int
+    width: int = 256
+    depth: int = 3
+    on_grid: ClassVar[bool] = False
+    title: ClassVar[str] = ""
+    colour: ClassVar[str] = "#555555"
+    marker: ClassVar[str] = "o"
+    learning_rate: ClassVar[float] = 1e-3
+    checks: ClassVar[Mapping[str, Check]] = {}
 
 
 def symmetric_uniform(bound: float):
@@ -33,69 +59,58 @@ def symmetric_uniform(bound: float):
     return init
 
 
-def _inverse_root(inputs: int):
-    """U(-1/sqrt(inputs), 1/sqrt(inputs))."""
+def inverse_root(inputs: int):
+    """U(-1/sqrt(inputs), 1/sqrt(inputs)): PyTorch's default for linear layers."""
     return symmetric_uniform(inputs**-0.5)
 
 
-def _lecun_normal(inputs: int):
-    """Normal weights of variance 1/inputs, cut off at two standard deviations."""
-    return nn.initializers.lecun_normal()
-
-
-def _zeros(inputs: int):
-    return nn.initializers.zeros
-
-
-def _precision(layer: int) -> jax.lax.Precision | None:
-    """Full float32 for the first layer, whatever the others compute in: bfloat16 tells no more than
-    a few hundred coordinates, or entries of a table, from one another."""
-    return jax.lax.Precision.HIGHEST if layer == 0 else None
-
-
-def _relu_layers(x, width: int, depth: int, channels: int, kernel_init, bias_init):
-    """ReLU layers and a linear output; the initialisers are given the number of inputs."""
-    for layer in range(depth + 1):
-        inputs = x.shape[-1]
+def layers(
+    field: Field,
+    x: Float[Array, "points inputs"],
+    activation: Callable,
+    kernel_init: Callable[[int, int], Callable],
+    bias_init: Callable[[int, int], Callable],
+) -> Float[Array, "points channels"]:
+    """`field.depth` layers under `activation` and a linear output, within `field`; the initialisers
+    are given the number of the layer, from 0, and that of its inputs."""
+    for layer in range(field.depth + 1):
+        hidden, inputs = layer < field.depth, x.shape[-1]
         dense = nn.Dense(
-            width if layer < depth else channels,
-            kernel_init=kernel_init(inputs),
-            bias_init=bias_init(inputs),
-            precision=_precision(layer),
-            name=f"hidden_{layer}" if layer < depth else "output",
+            field.width if hidden else field.channels,
+            kernel_init=kernel_init(layer, inputs),
+            bias_init=bias_init(layer, inputs),
+            # Full float32 for the first layer, whatever the others compute in: bfloat16 tells no
+            # more than a few hundred coordinates, or entries of a table, from one another.
+            precision=jax.lax.Precision.HIGHEST if layer == 0 else None,
+            name=f"hidden_{layer}" if hidden else "output",
         )
-        x = nn.relu(dense(x)) if layer < depth else dense(x)
+        x = activation(dense(x)) if hidden else dense(x)
     return x
 
 
-def _sine_layers(x, width: int, depth: int, channels: int, w0: float, activation, first_bias):
-    """Layers under `activation`, initialised by SIREN's rule: first weights U(-1/n, 1/n), later
-    ones (the output's too) U(-sqrt(6/n)/w0, sqrt(6/n)/w0), biases U(-1/sqrt(n), 1/sqrt(n)) for n
-    inputs; the first bias U(-first_bias, first_bias) where that is not 0."""
-    for layer in range(depth + 1):
-        inputs = x.shape[-1]
-        weight_bound = 1 / inputs if layer == 0 else (6 / inputs) ** 0.5 / w0
-        bias_bound = first_bias if layer == 0 and first_bias else inputs**-0.5
-        dense = nn.Dense(
-            width if layer < depth else channels,
-            kernel_init=symmetric_uniform(weight_bound),
-            bias_init=symmetric_uniform(bias_bound),
-            precision=_precision(layer),
-            name=f"hidden_{layer}" if layer < depth else "output",
-        )
-        x = activation(dense(x)) if layer < depth else dense(x)
-    return x
+def sine_layers(field: Field, coords, activation: Callable, first_bias: float):
+    """Layers initialised by SIREN's rule: first weights U(-1/n, 1/n), later ones (the output's too)
+    U(-sqrt(6/n)/w0, sqrt(6/n)/w0), biases U(-1/sqrt(n), 1/sqrt(n)) for n inputs; the first bias
+    U(-first_bias, first_bias) where that is not 0."""
+
+    def kernel_init(layer, inputs):
+        return symmetric_uniform(1 / inputs if layer == 0 else (6 / inputs) ** 0.5 / field.w0)
+
+    def bias_init(layer, inputs):
+        wide = layer == 0 and first_bias
+        return symmetric_uniform(first_bias) if wide else inverse_root(inputs)
+
+    return layers(field, coords, activation, kernel_init, bias_init)
 
 
-class PEReLU(nn.Module):
+class PEReLU(Field):
     """ReLU layers over gamma(x) = (sin(2^k pi x), cos(2^k pi x)), k = 0..num_frequencies-1, per
     coordinate, without the raw coordinate."""
 
-    channels: int
-    width: int = 256
-    depth: int = 3
     num_frequencies: int = 10
-    on_grid: ClassVar[bool] = False
+    title: ClassVar[str] = "PE-ReLU"
+    colour: ClassVar[str] = "#0072B2"
+    checks: ClassVar[Mapping[str, Check]] = {"num_frequencies": AT_LEAST_1}
 
     @nn.compact
     def __call__(self, coords: Float[Array, "points axes"]) -> Float[Array, "points channels"]:
@@ -106,31 +121,30 @@ class PEReLU(nn.Module):
         # Whole turns are taken off before pi rounds: exact, where 2^9 pi x would be off by 1e-4.
         phase = np.repeat(np.float32([0, 0.5]), scales.shape[1])
         encoded = sine(jnp.pi * (scaled - 2 * jnp.round(scaled / 2) + phase))
+
         # PyTorch's default for linear layers: He's, which keeps the variance, leaves the random
         # high-frequency output of a fresh encoding so large that 500 steps do not clear it away.
-        return _relu_layers(
-            encoded, self.width, self.depth, self.channels, _inverse_root, _inverse_root
-        )
+        def init(layer, inputs):
+            return inverse_root(inputs)
+
+        return layers(self, encoded, nn.relu, init, init)
 
 
-class SIREN(nn.Module):
+class SIREN(Field):
     """Layers of sin(w0 z)."""
 
-    channels: int
-    width: int = 256
-    depth: int = 3
     w0: float = 15.0
-    on_grid: ClassVar[bool] = False
+    title: ClassVar[str] = "SIREN"
+    colour: ClassVar[str] = "#E69F00"
+    marker: ClassVar[str] = "s"
+    checks: ClassVar[Mapping[str, Check]] = {"w0": POSITIVE}
 
     @nn.compact
     def __call__(self, coords: Float[Array, "points axes"]) -> Float[Array, "points channels"]:
-        def activation(z):
-            return sine(self.w0 * z)
-
-        return _sine_layers(coords, self.width, self.depth, self.channels, self.w0, activation, 0.0)
+        return sine_layers(self, coords, lambda z: sine(self.w0 * z), 0.0)
 
 
-class FINER(nn.Module):
+class FINER(Field):
     """Layers of sin(w0 (|z| + 1) z).
 
     `detach_scale` keeps the gradient out of the factor (|z| + 1), as FINER's own code does by
@@ -138,13 +152,13 @@ class FINER(nn.Module):
     widen the range of frequencies; 0 leaves them to SIREN's rule.
     """
 
-    channels: int
-    width: int = 256
-    depth: int = 3
     w0: float = 5.0
     detach_scale: bool = True
     first_bias: float = 0.0
-    on_grid: ClassVar[bool] = False
+    title: ClassVar[str] = "FINER"
+    colour: ClassVar[str] = "#009E73"
+    marker: ClassVar[str] = "^"
+    checks: ClassVar[Mapping[str, Check]] = {"w0": POSITIVE, "first_bias": NOT_NEGATIVE}
 
     @nn.compact
     def __call__(self, coords: Float[Array, "points axes"]) -> Float[Array, "points channels"]:
@@ -154,24 +168,24 @@ class FINER(nn.Module):
                 scale = jax.lax.stop_gradient(scale)
             return sine(self.w0 * scale * z)
 
-        return _sine_layers(
-            coords, self.width, self.depth, self.channels, self.w0, activation, self.first_bias
-        )
+        return sine_layers(self, coords, activation, self.first_bias)
 
 
-class DINER(nn.Module):
+class DINER(Field):
     """ReLU layers over a learned table with one entry per voxel and frame, looked up by index.
 
     An index outside the table gives NaN: there is nothing to look up between or beyond voxels.
     """
 
-    channels: int
-    rows: int
-    width: int = 256
-    depth: int = 3
+    rows: int = 0
     table_features: int = 1
     table_range: float = 1e-4
     on_grid: ClassVar[bool] = True
+    title: ClassVar[str] = "DINER"
+    colour: ClassVar[str] = "#CC3311"
+    marker: ClassVar[str] = "D"
+    learning_rate: ClassVar[float] = 1e-2
+    checks: ClassVar[Mapping[str, Check]] = {"table_features": AT_LEAST_1, "table_range": POSITIVE}
 
     @nn.compact
     def __call__(self, index: Int[Array, " points"]) -> Float[Array, "points channels"]:
@@ -182,10 +196,16 @@ class DINER(nn.Module):
         entries = jnp.asarray(table).at[index].get(mode="fill", fill_value=jnp.nan)
         # Zero biases: with PyTorch's default ones most fits of whole scans died in a later task,
         # where the entries of a new frame all start near 0 and one bad bias kills every ReLU.
-        return _relu_layers(entries, self.width, self.depth, self.channels, _lecun_normal, _zeros)
+        return layers(
+            self,
+            entries,
+            nn.relu,
+            lambda layer, inputs: nn.initializers.lecun_normal(),
+            lambda layer, inputs: nn.initializers.zeros,
+        )
 
 
-FIELDS: dict[str, type[nn.Module]] = {
+FIELDS: dict[str, type[Field]] = {
     "pe_relu": PEReLU,
     "siren": SIREN,
     "finer": FINER,
@@ -193,25 +213,44 @@ FIELDS: dict[str, type[nn.Module]] = {
 }
 
 
-def create_field(config: Mapping[str, Any], channels: int, rows: int) -> nn.Module:
+def field_title(name: str) -> str:
+    """What tables call the field: its class's title or, if it has none here, its name."""
+    return (name in FIELDS and FIELDS[name].title) or name
+
+
+def constants(name: str) -> dict[str, Any]:
+    """The constants of a field, with their defaults, as a config holds them.
+
+    Raises:
+      ValueError: if there is no field of that name.
+    """
+    given = {"channels", "rows", "parent", "name"}
+    own = [f for f in dataclasses.fields(look_up(FIELDS, "field", name)) if f.name not in given]
+    return {f.name: f.default for f in own}
+
+
+def checks(name: str) -> dict[str, Check]:
+    """What each constant of a field may be, where its class says so."""
+    common = {"width": AT_LEAST_1, "depth": AT_LEAST_1}
+    return common | dict(look_up(FIELDS, "field", name).checks)
+
+
+def create_field(config: Mapping[str, Any], channels: int, rows: int) -> Field:
     """The field that `config` names and sets the constants of.
 
     Args:
       config: `name`, one of FIELDS, and that module's constants.
       channels: outputs of the field.
-      rows: voxels times frames of the grid; only DINER's table depends on it.
+      rows: voxels times frames of the grid; only a table's size depends on it.
 
     Raises:
       ValueError: for a name that is not in FIELDS.
     """
-    constants = dict(config)
-    name = constants.pop("name")
-    if name not in FIELDS:
-        raise ValueError(f"unknown field {name!r}; there are {', '.join(FIELDS)}.")
-    module = FIELDS[name]
+    given = dict(config)
+    module = look_up(FIELDS, "field", given.pop("name"))
     if module.on_grid:
-        constants["rows"] = rows
-    return module(channels=channels, **constants)
+        given["rows"] = rows
+    return module(channels=channels, **given)
 
 
 def init_params(field: nn.Module, key: Key[Array, ""], axes: int) -> Params:
@@ -219,98 +258,3 @@ def init_params(field: nn.Module, key: Key[Array, ""], axes: int) -> Params:
     same rows: padding a patient's grid does not change its initial values."""
     inputs = jnp.zeros(1, jnp.int32) if field.on_grid else jnp.zeros((1, axes))
     return field.init(key, inputs)
-
-
-def evaluate(
-    field: nn.Module, params: Params, index: Int[Array, " points"], shape: Int[Array, " axes"]
-) -> Float[Array, "points channels"]:
-    """The field's raw outputs at voxels of a grid of `shape`."""
-    return field.apply(params, field_inputs(field, index, shape))
-
-
-def field_inputs(field: nn.Module, index: Int[Array, " points"], shape: Int[Array, " axes"]):
-    """What the field takes for a voxel: its flat index (DINER) or its coordinates."""
-    return index if field.on_grid else index_to_coords(index, shape)
-
-
-def render(
-    field: nn.Module,
-    params: Params,
-    shape: Int[Array, " axes"],
-    num_points: int,
-    stop: Int[Array, ""],
-    block: int = 8192,
-) -> Float[Array, "num_points channels"]:
-    """Raw outputs at the flat indices below `stop`, asked in blocks; 0 or padding beyond.
-
-    `num_points` is the length of the result and static; `stop` is not, so that one program
-    serves any number of frames.
-    """
-
-    def fill(i, outputs):
-        index = i * block + jnp.arange(block)
-        return jax.lax.dynamic_update_slice(
-            outputs, evaluate(field, params, index, shape), (i * block, 0)
-        )
-
-    padded = -(-num_points // block) * block
-    outputs = jnp.zeros((padded, field.channels))
-    return jax.lax.fori_loop(0, -(-stop // block), fill, outputs)[:num_points]
-
-
-def grow_output(params: Params, fresh: Params) -> Params:
-    """`params` with the output layer of `fresh` beyond the channels that it has.
-
-    Args:
-      params: parameters of a field with fewer output channels.
-      fresh: newly initialised parameters of the same field with more.
-
-    Returns:
-      The parameters of the larger field: every hidden layer, the table and the old channels as in
-      `params`, so the old outputs do not change; the new channels as in `fresh`.
-    """
-
-    def widen(old, new):
-        return jnp.concatenate([old, new[..., old.shape[-1] :]], axis=-1)
-
-    old, new = params["params"], fresh["params"]
-    return {"params": old | {"output": jax.tree.map(widen, old["output"], new["output"])}}
-
-
-def num_output_channels(params: Params) -> int:
-    """Output channels of the field that has these parameters."""
-    return params["params"]["output"]["bias"].shape[-1]
-
-
-def field_of(field: nn.Module, params: Params) -> nn.Module:
-    """`field` with as many output channels as `params` have: what it was before it grew."""
-    return field.clone(channels=num_output_channels(params))
-
-
-def resize_table(params: Params, rows: int) -> Params:
-    """DINER's parameters with the table cut, or padded with zeros, to `rows`; others unchanged."""
-    if "table" not in params["params"]:
-        return params
-    table = params["params"]["table"][:rows]
-    padded = jnp.pad(table, ((0, rows - table.shape[0]), (0, 0)))
-    return {"params": params["params"] | {"table": padded}}
-
-
-def table_window(
-    field: nn.Module, params: Params, start: Int[Array, ""], rows: int
-) -> tuple[nn.Module, Params]:
-    """DINER with `rows` of its table alone, from `start` on, which its indices then count from."""
-    table = jax.lax.dynamic_slice_in_dim(params["params"]["table"], start, rows)
-    return field.clone(rows=rows), {"params": params["params"] | {"table": table}}
-
-
-def replace_window(params: Params, window: Params, start: Int[Array, ""]) -> Params:
-    """`params` with what became of a `table_window` in its place."""
-    table = params["params"]["table"]
-    table = jax.lax.dynamic_update_slice_in_dim(table, window["params"]["table"], start, axis=0)
-    return {"params": window["params"] | {"table": table}}
-
-
-def num_parameters(params: Params) -> int:
-    """How many numbers the parameters hold."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,10 +1,30 @@
 """NIfTI files of what a field makes of a scan, on grids that lie over the scan's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+
+from nfcl_jax.geometry import resampled, scanner_affine
+
+
+class Sampling(NamedTuple):
+    """Where a field is asked for a volume.
+
+    Attributes:
+      spacing: along the scan's axes, in mm; None is its own. The first voxel stays where it is, and
+        no voxel lies beyond the scan's last one.
+      times: so many time points from the first to the last frame that was learned; None is those
+        frames.
+      interpolate: whether DINER answers between its voxels, by linear interpolation in its table;
+        otherwise it refuses.
+    """
+
+    spacing: Sequence[float | int] | None = None
+    times: int | None = None
+    interpolate: bool = False
 
 
 def check_name(path: str | Path) -> None:
@@ -14,45 +34,6 @@ def check_name(path: str | Path) -> None:
         raise ValueError(f"{path}: the name must end in .nii or .nii.gz.")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}.")
-
-
-def scanner_affine(affine: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """A header's affine with voxels of the size that its pixdim gives: voxel indices to mm. The two
-    agree in most files, but ACDC's frames have voxels of 1 mm in their sform, whatever they are."""
-    return affine @ np.diag([*(np.asarray(spacing) / nib.affines.voxel_sizes(affine)), 1.0])
-
-
-def resampled(
-    shape: Sequence[int],
-    affine: np.ndarray,
-    own: Sequence[float],
-    spacing: Sequence[float],
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """A grid of another spacing over a volume: its first voxel is the volume's first, its last ones
-    are not beyond the volume's last.
-
-    Args:
-      shape: of the volume, (x, y, z).
-      affine: of the volume, 4 x 4.
-      own: voxel size of the volume along its axes, in mm.
-      spacing: of the new grid along the volume's axes, in mm.
-
-    Returns:
-      Coordinates along each axis, -1 at the volume's first voxel and 1 at its last (0 if there is
-      one), and the new grid's affine.
-
-    Raises:
-      ValueError: if the spacing is not three positive numbers.
-    """
-    spacing = np.asarray(spacing, float)
-    if spacing.shape != (3,) or not ((spacing > 0) & np.isfinite(spacing)).all():
-        raise ValueError(f"spacing must be three positive numbers in mm, got {spacing}.")
-    axes = []
-    for size, old, new in zip(shape, own, spacing, strict=True):
-        steps = (size - 1) * old / new  # from the first voxel to the last
-        places = np.arange(int(np.floor(steps + 1e-6)) + 1)
-        axes.append(2 * places / steps - 1 if size > 1 else np.zeros(1))
-    return axes, affine @ np.diag([*(spacing / np.asarray(own)), 1.0])
 
 
 def write(
@@ -81,3 +62,30 @@ def write(
     image.header.set_xyzt_units("mm")
     nib.save(image, path)
     return Path(path)
+
+
+def sampled(
+    scan: Mapping[str, Any], wanted: Sampling, num_learned: int
+) -> tuple[list[np.ndarray], np.ndarray, list[float]]:
+    """Coordinates along each axis, the affine, and the size of a voxel along each axis. `scan` is
+    its record in patients.json.
+
+    Raises:
+      ValueError: for a spacing or a number of times that cannot be.
+    """
+    *frames, x, y, z = scan["shape"]
+    times = wanted.times
+    if times is not None and not (frames and times >= 1):
+        raise ValueError(f"times must be at least 1, and the scan a cine; got {times!r}.")
+    voxel = list(map(float, scan["spacing"] if wanted.spacing is None else wanted.spacing))
+    axes, affine = resampled((x, y, z), np.array(scan["affine"]), scan["spacing"], voxel)
+    if frames:
+        last = num_learned - 1
+        count = times or num_learned
+        if count > 1 and not last:
+            raise ValueError("one frame was learned by then: there are no times in between.")
+        axes.append(-1 + 2 * np.linspace(0, last, count) / (frames[0] - 1))
+        first_frame, *_, last_frame = scan["frame_numbers"]
+        between_frames = (last_frame - first_frame) / last_frame / (frames[0] - 1)
+        voxel.append(between_frames * (last / (count - 1) if count > 1 else 1))
+    return axes, affine, voxel

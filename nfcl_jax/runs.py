@@ -9,7 +9,6 @@ import dataclasses
 import html
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,17 @@ import numpy as np
 import pandas as pd
 
 from nfcl_jax import checkpoints, nifti, sizes
-from nfcl_jax.data.acdc import DataError, read_scans, stored_voxels
-from nfcl_jax.evaluation import score as score_task
-from nfcl_jax.fields import Params, create_field, num_output_channels
-from nfcl_jax.opened import Field
-from nfcl_jax.scenarios import MASK, SCENARIOS
+from nfcl_jax.config import constants_of, in_todays_terms
+from nfcl_jax.data.cohorts import DATASETS, read_scans
+from nfcl_jax.errors import DataError
+from nfcl_jax.fields import FIELDS, Params, create_field
+from nfcl_jax.fitted import FittedField
+from nfcl_jax.geometry import Grid, scanner_affine
+from nfcl_jax.metrics import format_number, metrics_of
+from nfcl_jax.metrics import score as score_task
+from nfcl_jax.nifti import Sampling, sampled
+from nfcl_jax.params import num_output_channels
+from nfcl_jax.scenarios import SCENARIOS, Task, num_frames
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -51,7 +56,6 @@ class Run:
     def table(self) -> pd.DataFrame:
         """A row for each scan: its grid, voxels in mm, numbers of its field, and for each task the
         score right after it was learned and, after an arrow, at the end: PSNR in dB, or Dice."""
-        tasks = SCENARIOS[self.config["scenario"]]()
         scores = self.scores.set_index(["patient", "image", "metric", "evaluated_task"])
         rows = []
         for scan in self.scans:
@@ -61,14 +65,13 @@ class Run:
                 "mm": " x ".join(f"{size:.3g}" for size in scan["spacing"]),
                 "parameters": scan["parameters"],
             }
-            for number, task in enumerate(tasks, start=1):
-                metric = "dsc" if task.output == MASK else "psnr"
+            for number, task in enumerate(self._tasks(), start=1):
+                metric = metrics_of(task.head.kind)[0]
                 key = scan["patient"], scan["image"], metric, number
                 if key in scores.index:
                     values = scores.loc[[key]].sort_values("trained_task").value
                     ends = [values.iloc[0], *values.iloc[1:].tail(1)]
-                    digits = 2 if task.output == MASK else 1
-                    row[task.name] = " → ".join(f"{value:.{digits}f}" for value in ends)
+                    row[task.name] = " → ".join(format_number(metric, value) for value in ends)
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -81,8 +84,8 @@ class Run:
         return f"<p><b>{html.escape(str(self.workdir))}</b>: {html.escape(self._what())}</p>{table}"
 
     def _what(self) -> str:
-        config, total = self.config, len(SCENARIOS[self.config["scenario"]]())
-        weight = config.get(config["strategy"], {}).get("weight")
+        config, total = self.config, len(self._tasks())
+        weight = constants_of(config).get("weight")
         points = config["batch_size"] or "all"
         return (
             f"{config['scenario']}, {config['field']['name']}, {config['strategy']}"
@@ -105,7 +108,7 @@ class Run:
         image: str | None = None,
         units: str = "grid",
         interpolate: bool = False,
-    ) -> Field:
+    ) -> FittedField:
         """One patient's field after a task, as a function of coordinates.
 
         Args:
@@ -125,12 +128,11 @@ class Run:
         scan = self._scan(patient, image)
         return self._field(scan, self.params(patient, task, image), units, interpolate)
 
-    def _field(self, scan: dict[str, Any], params: Params, units: str, interpolate: bool) -> Field:
-        rows = int(np.prod(scan["shape"]))
-        module = create_field(self.config["field"], num_output_channels(params), rows)
-        affine = nifti.scanner_affine(np.array(scan["affine"]), scan["spacing"])
-        where = scan["shape"], affine, scan["frame_numbers"]
-        return Field(module, params, *where, units, interpolate)
+    def _field(self, scan: dict[str, Any], params: Params, units: str, interpolate: bool):
+        affine = scanner_affine(np.array(scan["affine"]), scan["spacing"])
+        grid = Grid(tuple(scan["shape"]), affine, tuple(scan["frame_numbers"]))
+        module = create_field(self.config["field"], num_output_channels(params), grid.size)
+        return FittedField(module, params, grid, units, interpolate)
 
     def to_nifti(
         self,
@@ -138,10 +140,8 @@ class Run:
         task: int,
         path: str | Path,
         image: str | None = None,
-        spacing: Sequence[float | int] | None = None,
-        times: int | None = None,
         output: str = "image",
-        interpolate: bool = False,
+        **sampling: Any,
     ) -> Path:
         """Writes what a field makes of a scan as a NIfTI file that lies over the scan.
 
@@ -154,12 +154,8 @@ class Run:
           task: as for `field`.
           path: of the file, ending in .nii or .nii.gz.
           image: as for `field`.
-          spacing: along the scan's axes, in mm; None is its own. The first voxel stays where it is,
-            and no voxel lies beyond the scan's last one.
-          times: so many time points from the first to the last frame that was learned; None is
-            those frames.
           output: "image", "mask", or "probabilities" of the mask's classes, along the last axis.
-          interpolate: as for `field`.
+          **sampling: `spacing`, `times` and `interpolate`, those of `Sampling`.
 
         Returns:
           The path.
@@ -169,37 +165,26 @@ class Run:
             was learned, and for a DINER between its voxels without `interpolate`.
           KeyError, CheckpointError: as for `field`.
         """
-        scan = self._scan(patient, image)
+        scan, wanted = self._scan(patient, image), Sampling(**sampling)
         nifti.check_name(path)
         self._check_task(task)
-        tasks = SCENARIOS[self.config["scenario"]]()[:task]
-        learned = ["image"] + ["mask", "probabilities"] * any(t.output == MASK for t in tasks)
-        if output not in learned:
+        tasks = self._tasks()[:task]
+        heads = {t.head.name: t.head for t in tasks}
+        outputs = {name: heads[name] for name in heads}
+        if "mask" in heads:
+            outputs["probabilities"] = heads["mask"]
+        if output not in outputs:
             raise ValueError(
-                f"output must be one of {', '.join(learned)} after task {task}, got {output!r}."
+                f"output must be one of {', '.join(outputs)} after task {task}, got {output!r}."
             )
-        *frames, x, y, z = scan["shape"]
-        if times is not None and not (frames and times >= 1):
-            raise ValueError(f"times must be at least 1, and the scan a cine; got {times!r}.")
-        voxel = list(map(float, scan["spacing"] if spacing is None else spacing))
-        axes, affine = nifti.resampled((x, y, z), np.array(scan["affine"]), scan["spacing"], voxel)
-        if frames:
-            last = max(t.frames[1] for t in tasks) - 1
-            count = times or last + 1
-            if count > 1 and not last:
-                raise ValueError("one frame was learned by then: there are no times in between.")
-            axes.append(-1 + 2 * np.linspace(0, last, count) / (frames[0] - 1))
-            first_frame, *_, last_frame = scan["frame_numbers"]
-            between_frames = (last_frame - first_frame) / last_frame / (frames[0] - 1)
-            voxel.append(between_frames * (last / (count - 1) if count > 1 else 1))
-        values = self.field(patient, task, image, "grid", interpolate).on_grid(axes)
-        logits = values[..., MASK.channels]
-        outputs = {
-            "image": lambda: np.clip(values[..., 0], 0, 1),
-            "mask": lambda: np.argmax(logits, axis=-1).astype(np.uint8),
-            "probabilities": lambda: np.asarray(MASK.as_targets(logits)),
-        }
-        volume = outputs[output]()
+        axes, affine, voxel = sampled(scan, wanted, num_frames(tasks))
+        field = self.field(patient, task, image, "grid", wanted.interpolate)
+        channels = field.on_grid(axes)[..., outputs[output].channels]
+        volume = {
+            "image": lambda: np.clip(channels[..., 0], 0, 1),
+            "mask": lambda: np.argmax(channels, axis=-1).astype(np.uint8),
+            "probabilities": lambda: np.asarray(outputs[output].as_targets(channels)),
+        }["probabilities" if output == "probabilities" else outputs[output].kind]()
         voxel += [1.0] * (volume.ndim - len(voxel))
         return nifti.write(path, volume, affine, voxel)
 
@@ -219,34 +204,39 @@ class Run:
           DataError: if the scan's files cannot be read, or hold another scan.
           KeyError, CheckpointError: as for `field`.
         """
-        record = self._scan(patient, image)
-        root = Path(root or self.config["data"]["root"] or self.workdir / "phantom")
-        scans = read_scans(root, self.config["scenario"], [patient])
+        record, data = self._scan(patient, image), self.config["data"]
+        root = Path(root or data["root"] or self.workdir / "phantom")
+        dataset = data["dataset"] if data["root"] else "acdc"
+        scans = read_scans(root, self.config["scenario"], [patient], dataset)
         (scan,) = (s for s in scans if s.image == record["image"])
         if list(scan.shape) != list(record["shape"]):
             raise DataError(
                 f"{root}: {scan.name} has the grid {scan.shape}; the run was fitted to "
                 f"{tuple(record['shape'])}."
             )
-        params = self.params(patient, task, image)
-        tasks = SCENARIOS[self.config["scenario"]]()[:task]
-        frames = max(t.frames[1] for t in tasks)
-        index = np.arange(frames * scan.intensities[0].size)
+        tasks = self._tasks()[:task]
+        frames = num_frames(tasks)
+        index = np.arange(frames * scan.num_voxels)
 
         def score(other: Params) -> dict[str, float]:
             field = self._field(record, other, "grid", False)
             outputs = field.at_voxels(index).reshape(frames, *scan.intensities.shape[1:], -1)
             kept: dict[str, list[float]] = {}
             for t in tasks:
-                for metric, value in score_task(t, scan, outputs).items():
-                    kept.setdefault(metric, []).append(value)
-            return {
-                metric: float(np.mean(kept[metric])) for metric in ("psnr", "dsc") if metric in kept
-            }
+                metric = metrics_of(t.head.kind)[0]
+                kept.setdefault(metric, []).append(score_task(t, scan, outputs)[metric])
+            return {metric: float(np.mean(values)) for metric, values in kept.items()}
 
-        numbers = scan.frame_numbers[:frames]
-        voxels = stored_voxels(root / patient, scan.image, numbers)
-        return pd.DataFrame(sizes.table(params, voxels, score))
+        stored = DATASETS[dataset].stored_voxels
+        voxels = (
+            stored(root / patient, scan.image, scan.frame_numbers[:frames])
+            if stored
+            else scan.intensities[:frames].tobytes()
+        )
+        return pd.DataFrame(sizes.table(self.params(patient, task, image), voxels, score))
+
+    def _tasks(self) -> tuple[Task, ...]:
+        return SCENARIOS[self.config["scenario"]].tasks(self.config["huber_delta"])
 
     def _check_task(self, task: int) -> None:
         if task not in self.tasks:
@@ -271,7 +261,8 @@ def open_run(workdir: str | Path) -> Run:
 
     Raises:
       FileNotFoundError: if the folder holds no run.
-      ValueError: if the name of a patient is none.
+      ValueError: if the name of a patient is none, or the run's field or scenario is defined in a
+        file that was not loaded.
     """
     workdir = Path(workdir)
     config, scans = workdir / "config.json", workdir / "patients.json"
@@ -286,4 +277,14 @@ def open_run(workdir: str | Path) -> Run:
         # They become parts of paths.
         if not all(re.fullmatch(r"[^./\\][^/\\]*", record[key]) for key in ("patient", "image")):
             raise ValueError(f"{scans}: {record['patient']!r} is no name of a patient.")
-    return Run(workdir, json.loads(config.read_text()), records, tasks)
+    given = in_todays_terms(json.loads(config.read_text()))
+    for kind, name, known in (
+        ("scenario", given["scenario"], SCENARIOS),
+        ("field", given["field"]["name"], FIELDS),
+    ):
+        if name not in known:
+            raise ValueError(
+                f"{config}: unknown {kind} {name!r}; there are {', '.join(known)}. Import the file "
+                "that defines it first."
+            )
+    return Run(workdir, given, records, tasks)

@@ -19,9 +19,10 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(840))
+            if not config.getoption("--slow"):
                 item.add_marker(pytest.mark.skip(reason="takes minutes: pytest --slow"))
 
 
@@ -51,18 +52,18 @@ def runs(phantom_root, tmp_path_factory):
     from rich.console import Console
 
     from configs import paper as paper_config
-    from experiments import grid
-    from nfcl_jax.data.acdc import read_cohort
-    from nfcl_jax.reporting.shown import save_shown
+    from experiments.launch import grid
+    from nfcl_jax.data.cohorts import read_cohort
+    from nfcl_jax.report.shown import save_shown
     from nfcl_jax.scenarios import SCENARIOS
 
     config = paper_config.get_config()
-    config.num_steps, config.batch_size, config.patients_per_batch = 150, 1024, 0
+    config.num_steps, config.batch_size, config.scans_per_batch = 150, 1024, 0
     config.data.root, config.data.patients = str(phantom_root), "patient001"
     workdir = tmp_path_factory.mktemp("grid")
-    cells = {cell.name: cell for cell in grid.make_cells(config, workdir)}
+    cells = {cell.name: cell for cell in grid.make_cells(config.to_dict(), workdir)}
     for cell in cells.values():
-        cell.config.field.width = 64
+        cell.config["field"]["width"] = 64
     cohort = read_cohort(phantom_root, SCENARIOS, ["patient001"])
     save_shown(workdir, [scan for s in cohort.scans.values() for scan in s], ["patient001"])
 

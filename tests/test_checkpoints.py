@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from nfcl_jax import checkpoints
+from nfcl_jax.errors import CheckpointError
+from nfcl_jax.records import Learned
 
 RNG = np.random.default_rng(0)
 
@@ -23,7 +25,8 @@ def saved(tmp_path):
     params = {
         f"patient00{i}/{image}": make_params(10 + i) for i in (1, 2) for image in ("ED", "ES")
     }
-    checkpoints.save(tmp_path, 2, params, {"config": {"seed": 3}})
+    learned = {name: Learned(own, {}) for name, own in params.items()}
+    checkpoints.save(tmp_path, 2, learned, {"config": {"seed": 3}})
     return tmp_path, params
 
 
@@ -34,6 +37,19 @@ def test_what_is_saved_is_loaded_to_the_bit_one_scan_at_a_time(saved):
         assert jax.tree.structure(loaded) == jax.tree.structure(expected)
         jax.tree.map(np.testing.assert_array_equal, loaded, expected)
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded))
+
+
+def test_a_strategys_state_lies_beside_the_parameters(tmp_path):
+    params = make_params(10)
+    state = {"importance": make_params(10), "count": np.int32(3)}
+    learned = {"p/ED": Learned(params, state), "p/ES": Learned(params, {})}
+    checkpoints.save(tmp_path, 1, learned, {})
+    loaded = checkpoints.load_all(tmp_path, 1)
+    jax.tree.map(np.testing.assert_array_equal, loaded, learned)
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.load(tmp_path, 1, "p", "ED"), params)
+    alter(checkpoints.checkpoint_path(tmp_path, 1))
+    with pytest.raises(CheckpointError):
+        checkpoints.load_all(tmp_path, 1)
 
 
 def test_a_checkpoint_explains_itself(saved):
@@ -97,7 +113,7 @@ DAMAGES = [alter, cut, lose, empty_metadata, lose_structure]
 def test_a_damaged_checkpoint_is_refused(saved, damage):
     path = checkpoints.checkpoint_path(saved[0], 2)
     damage(path)
-    with pytest.raises(checkpoints.CheckpointError, match=f"^{path}: "):
+    with pytest.raises(CheckpointError, match=f"^{path}: "):
         checkpoints.load_all(saved[0], 2)
 
 
@@ -105,7 +121,7 @@ def test_tasks_count_up_to_the_first_gap(saved):
     assert checkpoints.num_learned(saved[0]) == 0
     assert checkpoints.finished_tasks(saved[0]) == (2,)
     for task in (1, 4):
-        checkpoints.save(saved[0], task, saved[1], {})
+        checkpoints.save(saved[0], task, checkpoints.load_all(saved[0], 2), {})
     assert checkpoints.num_learned(saved[0]) == 2
     assert checkpoints.set_aside(saved[0], 4).is_dir()
     assert checkpoints.finished_tasks(saved[0]) == (1, 2)

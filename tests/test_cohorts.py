@@ -1,21 +1,19 @@
 """Malformed cohorts: each fault is named before anything is trained, all of them at once."""
 
-import gzip
+import dataclasses
 import os
 import shutil
-import struct
 
 import nibabel as nib
 import numpy as np
 import pytest
-from test_data import rewrite, spoil
+from malformed import CINE, FAULTS, change
 from test_readme import run
 
-from nfcl_jax.data import acdc
-from nfcl_jax.data.acdc import DataError, read_cohort
+from nfcl_jax.data import acdc, cohorts, volumes
+from nfcl_jax.data.cohorts import Dataset, read_cohort, read_scans, refuse_faults
+from nfcl_jax.errors import DataError
 from nfcl_jax.scenarios import SCENARIOS
-
-CINE = "patient002_4d.nii.gz"
 
 
 @pytest.fixture
@@ -23,193 +21,6 @@ def root(phantom_root, tmp_path):
     """A cohort of three, of which a test may damage patient002."""
     shutil.copytree(phantom_root, tmp_path / "training")
     return tmp_path / "training"
-
-
-def info(text):
-    return lambda patient: (patient / "Info.cfg").write_text(text)
-
-
-def change(name, function):
-    return lambda patient: rewrite(next(patient.glob(name)), function)
-
-
-def write(name, contents):
-    return lambda patient: next(patient.glob(name)).write_bytes(contents)
-
-
-def remove(name):
-    return lambda patient: next(patient.glob(name)).unlink()
-
-
-def cut(patient):
-    path = patient / CINE
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def cut_inside(patient):
-    """A gzip file that is whole, of an image that is not."""
-    path = patient / CINE
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:5000]))
-
-
-def header(offset, form, *values):
-    """Overwrites values in the header of the cine."""
-
-    def damage(patient):
-        path = patient / CINE
-        data = bytearray(gzip.decompress(path.read_bytes()))
-        struct.pack_into(form, data, offset, *values)
-        path.write_bytes(gzip.compress(bytes(data)))
-
-    return damage
-
-
-DIM, DATATYPE, PIXDIM, SLOPE = 40, 70, 76, 112
-
-
-def link_out(patient):
-    target = patient.parent.parent / CINE
-    (patient / CINE).rename(target)
-    (patient / CINE).symlink_to(target)
-
-
-def link_nowhere(patient):
-    (patient / CINE).unlink()
-    (patient / CINE).symlink_to("nowhere")
-
-
-def folder_instead(patient):
-    (patient / CINE).unlink()
-    (patient / CINE).mkdir()
-
-
-def colours(patient):
-    kind = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
-    nib.save(nib.Nifti1Image(np.zeros((20, 20, 4, 16), kind), np.eye(4)), patient / CINE)
-
-
-def circle(patient):
-    (patient / CINE).unlink()
-    (patient / CINE).symlink_to(CINE)
-
-
-def pipe(patient):
-    (patient / CINE).unlink()
-    os.mkfifo(patient / CINE)
-
-
-def other_voxels(patient):
-    path = next(patient.glob("*_gt.nii.gz"))
-    image = nib.load(path)
-    image = nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header)
-    image.header.set_zooms((10.0, 10.0, 10.0))
-    nib.save(image, path)
-
-
-def rename(name, other):
-    return lambda patient: (patient / name).rename(patient / other)
-
-
-def bend(offset):
-    """One byte of the compressed file, from its end."""
-
-    def damage(patient):
-        data = bytearray((patient / CINE).read_bytes())
-        data[offset] ^= 255
-        (patient / CINE).write_bytes(data)
-
-    return damage
-
-
-def append(patient):
-    (patient / CINE).write_bytes((patient / CINE).read_bytes() + b"and more")
-
-
-def affine(matrix):
-    def damage(patient):
-        image = nib.load(patient / CINE)
-        spoilt = nib.Nifti1Image(np.asarray(image.dataobj), None, image.header)
-        spoilt.header.set_sform(np.asarray(matrix, float), code=1)
-        nib.save(spoilt, patient / CINE)
-
-    return damage
-
-
-def blank(place):
-    def function(cine):
-        cine[..., place] = 5
-        return cine
-
-    return function
-
-
-FAULTS = {
-    "a link to itself": (circle, f"{CINE}: "),
-    "a pipe": (pipe, f"{CINE}: missing; what is there is no file"),
-    "capitals": (rename(CINE, CINE.upper()), f"{CINE.upper()} is there instead"),
-    "not compressed": (rename(CINE, CINE[:-3]), f"{CINE[:-3]} is there instead"),
-    "another checksum": (bend(-8), f"{CINE}: not a readable NIfTI file .CRC"),
-    "another byte": (bend(-2000), f"{CINE}: not a readable NIfTI"),
-    "something after its end": (append, f"{CINE}: not a readable NIfTI"),
-    "fewer frames in its header": (header(DIM + 8, "<h", 10), r"says \d+ bytes, there are more"),
-    "an affine not a number": (affine(np.diag([np.nan, 1, 1, 1])), "affine must be finite"),
-    "a flat affine": (affine(np.diag([1, 1, 0, 1])), "affine must be finite and invertible"),
-    "a blank frame": (change(CINE, blank(0)), "every voxel of frame 1 is 5, nothing to fit"),
-    "a blank last frame": (change(CINE, blank(-1)), "every voxel of frame 20 is 5"),
-    "ED is ES": (info("ED: 1\nES: 01\n"), "ED and ES are both frame 1; two would be right"),
-    "zeros without end": (info(f"ED: {'0' * 5000}1\nES: 5\n"), "ED must be a frame number"),
-    "frames without end": (info(f"ED: 1\nES: 5\nNbFrame: {'9' * 5000}"), "NbFrame must be a"),
-    "frames in words": (info("ED: 1\nES: 5\nNbFrame: twenty"), "NbFrame must be a number"),
-    "voxels in metres": (header(PIXDIM + 4, "<3f", 0.0018, 0.0018, 0.01), "to 1000 mm would be"),
-    "a mask of other voxels": (other_voxels, r"_gt.nii.gz: voxels of .* mm, its image's"),
-    "a mask of one label": (change("*_gt.nii.gz", lambda x: x * 0 + 3), "every voxel is 3; a mask"),
-    "no cine": (remove("*_4d.nii.gz"), f"{CINE}: missing"),
-    "no image": (remove("*_frame??.nii.gz"), r"frame\d\d.nii.gz: missing"),
-    "no mask": (remove("*_gt.nii.gz"), r"_gt.nii.gz: missing"),
-    "no Info.cfg": (remove("Info.cfg"), "Info.cfg: missing"),
-    "cut short": (cut, f"{CINE}: not a readable NIfTI"),
-    "cut short inside": (cut_inside, f"{CINE}: not a readable NIfTI"),
-    "empty file": (write(CINE, b""), f"{CINE}: not a readable NIfTI"),
-    "text": (write(CINE, b"no image"), f"{CINE}: not a readable NIfTI"),
-    "gzipped text": (write(CINE, gzip.compress(b"no image")), f"{CINE}: not a readable NIfTI"),
-    "a folder": (folder_instead, f"{CINE}: missing"),
-    "a link to nowhere": (link_nowhere, f"{CINE}: missing"),
-    "a link out": (link_out, f"{CINE}: leads out of the data folder"),
-    "not a number": (change(CINE, spoil(np.nan)), f"{CINE}: 20 voxels are not finite"),
-    "infinite": (change(CINE, spoil(np.inf)), f"{CINE}: 20 voxels are not finite"),
-    "constant": (change(CINE, lambda x: x * 0 + 3), f"{CINE}: every voxel is 3"),
-    "three frames": (change(CINE, lambda x: x[..., :3]), "4 frames are wanted, the scan has 3"),
-    "no frames": (change(CINE, lambda x: x[..., 0]), "expected 4 dimensions"),
-    "five dimensions": (change(CINE, lambda x: x[..., None, None]), "expected 4 dimensions"),
-    "one slice": (change(CINE, lambda x: x[:, :, :1]), "a single slice"),
-    "narrow": (change(CINE, lambda x: x[:5]), "smaller than the 7 x 7 window"),
-    "long": (change(CINE, lambda x: np.tile(x[:7], (1, 2, 1, 1))), "times the other"),
-    "colours": (colours, f"{CINE}: holds .*; real numbers would be right"),
-    "complex": (change(CINE, lambda x: x + 1j), f"{CINE}: holds complex.*; real numbers"),
-    "no voxel size": (header(PIXDIM + 4, "<f", 0.0), "voxel size must be positive"),
-    "voxel size not a number": (header(PIXDIM + 8, "<f", np.nan), "voxel size must be positive"),
-    "flat voxels": (header(PIXDIM + 12, "<f", 500.0), "voxels of .* mm; one side at most 50"),
-    "huge": (header(DIM, "<5h", 4, 30000, 30000, 1000, 30), r"voxels need about \d+\.\d GB"),
-    "negative size": (header(DIM, "<5h", 4, -72, 64, 6, 16), CINE),
-    "unknown type": (header(DATATYPE, "<h", 999), f"{CINE}: not a readable NIfTI"),
-    "infinite slope": (header(SLOPE, "<f", np.inf), "scl_slope must be finite, found inf"),
-    "ED missing": (info("ES: 5\n"), "Info.cfg: ED must be a frame number from 1, found none"),
-    "ED 0": (info("ED: 0\nES: 5\n"), "ED must be a frame number from 1, found '0'"),
-    "ED negative": (info("ED: -1\nES: 5\n"), "ED must be a frame number from 1, found '-1'"),
-    "ES a word": (info("ED: 1\nES: five\n"), "ES must be a frame number from 1, found 'five'"),
-    "ES beyond": (info("ED: 1\nES: 45\nNbFrame: 16\n"), "ES is frame 45 of 16"),
-    "ES elsewhere": (info("ED: 1\nES: 15\nNbFrame: 16\n"), "frame15.nii.gz: missing"),
-    "no colon": (info("ED: 1\nES 5\n"), "line 2: expected 'key: value', found 'ES 5'"),
-    "empty Info.cfg": (info(""), "Info.cfg: ED must be a frame number"),
-    "binary Info.cfg": (info("\x00\x01ED: 1"), "Info.cfg: ED must be"),
-    "endless Info.cfg": (info("ED: 1\n" * 50_000), "Info.cfg: 300000 bytes"),
-    "a mask of other shape": (change("*_gt.nii.gz", lambda x: x[:-1]), "its image has"),
-    "a label 4": (change("*_gt.nii.gz", spoil(4)), "labels must be 0 to 3"),
-    "a label 0.5": (change("*_gt.nii.gz", spoil(0.5)), "labels must be 0 to 3"),
-    "a label -1": (change("*_gt.nii.gz", spoil(-1)), "labels must be 0 to 3"),
-    "an empty mask": (change("*_gt.nii.gz", lambda x: x * 0), "the mask is empty"),
-    "a mask not finite": (change("*_gt.nii.gz", spoil(np.nan)), "voxels are not finite"),
-}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -221,7 +32,7 @@ def test_a_fault_is_named_and_the_others_can_be_used(root, fault):
     (line, *_) = cohort.faults["patient002"]
     assert line.startswith(str(root / "patient002")), line
     with pytest.raises(DataError, match=message):
-        acdc.refuse_faults(cohort)
+        refuse_faults(cohort)
     for scans in cohort.scans.values():
         assert {scan.patient for scan in scans} == {"patient001", "patient003"}
 
@@ -278,7 +89,7 @@ def test_the_same_scan_under_two_names_is_a_warning(root):
 
 def test_large_volumes_are_refused_by_the_memory_of_the_machine(root, monkeypatch):
     assert not read_cohort(root, SCENARIOS).faults
-    monkeypatch.setattr(acdc, "memory_of_machine", lambda: 2**20)
+    monkeypatch.setattr(volumes, "memory_of_machine", lambda: 2**20)
     faults = read_cohort(root, SCENARIOS).faults
     assert set(faults) == {"patient001", "patient002", "patient003"}
     assert "this machine has 0.0 GB" in faults["patient001"][0]
@@ -299,3 +110,78 @@ def test_the_check_by_itself(root, tmp_path):
     done = run(f"python -m experiments.check_data --root={tmp_path}", tmp_path)
     assert done.returncode == 2 and f"{root} would be right" in done.stderr
     assert os.listdir(tmp_path) == ["training"]
+
+
+def test_a_tree_of_links_to_a_shared_disk_is_read_as_the_files_it_leads_to(root, tmp_path):
+    """As datalad and DVC make them: each file is a link out of the folder, a patient may be one."""
+    store, linked = tmp_path / "annex", tmp_path / "linked"
+    store.mkdir()
+    for number, path in enumerate(sorted(root.rglob("*.*"))):
+        if path.is_file():
+            target = store / f"object{number}"  # without a suffix, as a content hash
+            shutil.copy(path, target)
+            link = linked / path.relative_to(root)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(target)
+    (linked / "patient003").rename(tmp_path / "elsewhere")
+    (linked / "patient003").symlink_to(tmp_path / "elsewhere")
+    (linked / "patients.csv").symlink_to("nowhere")
+    cohort, expected = (read_cohort(folder, SCENARIOS) for folder in (linked, root))
+    assert not cohort.faults
+    for scenario, scans in expected.scans.items():
+        for scan, found in zip(scans, cohort.scans[scenario], strict=True):
+            assert scan.name == found.name
+            np.testing.assert_array_equal(scan.intensities, found.intensities)
+
+
+def test_a_patient_who_is_a_link_to_nowhere_is_a_fault(root):
+    (root / "patient009").symlink_to("unmounted")
+    (line,) = read_cohort(root, SCENARIOS).faults["patient009"]
+    assert line == f"{root / 'patient009'}: a link to unmounted, where there is no folder."
+
+
+def test_an_unknown_data_set_or_image_is_named(root):
+    with pytest.raises(DataError, match="unknown data set 'mnms'; there are acdc"):
+        read_cohort(root, SCENARIOS, dataset="mnms")
+    with pytest.raises(DataError, match="ACDC has no image 'T2'; there are cine, ED and ES"):
+        acdc.read_image(root / "patient001", "T2", 1)
+
+
+def test_a_reader_of_ones_own_is_an_entry(root, monkeypatch):
+    """It is asked for the images and frames that the scenario needs; whatever it raises is a fault
+    of its patient alone."""
+    asked = []
+
+    def read(folder, image, num_frames):
+        asked.append((folder.name, image, num_frames))
+        if folder.name == "patient002":
+            raise ValueError("no such series")
+        return acdc.read_image(folder, image, num_frames)
+
+    monkeypatch.setitem(cohorts.DATASETS, "mine", Dataset(acdc.find_patients, read))
+    cohort = read_cohort(root, ["domain_expansion"], dataset="mine")
+    assert asked == [(f"patient00{i}", "cine", 4) for i in (1, 2, 3)]
+    (line,) = cohort.faults["patient002"]
+    assert line == f"{root / 'patient002'}: cannot be read (no such series)."
+    with pytest.raises(DataError, match="no such series"):
+        read_scans(root, "signal_expansion", dataset="mine")
+
+    def read_wrongly(folder, image, num_frames):
+        scan = acdc.read_image(folder, image, num_frames + (image == "cine"))
+        return dataclasses.replace(scan, labels=None)
+
+    monkeypatch.setitem(cohorts.DATASETS, "mine", Dataset(acdc.find_patients, read_wrongly))
+    with pytest.raises(DataError, match=r"patient001: its reader gave float32 of shape \(5, "):
+        read_scans(root, "domain_expansion", dataset="mine")
+    with pytest.raises(DataError, match="patient001: its reader gave no labels"):
+        read_scans(root, "signal_expansion", dataset="mine")
+
+
+def test_the_memory_that_a_scan_takes_counts_the_frames_that_are_learned(root, monkeypatch):
+    shape = nib.load(root / "patient002" / CINE).shape
+    whole = np.prod(shape) * volumes.BYTES_PER_VOXEL_READ
+    four = whole + 4 * np.prod(shape[:3]) * volumes.BYTES_PER_VOXEL
+    monkeypatch.setattr(volumes, "memory_of_machine", lambda: int(four))
+    acdc.read_cine(root / "patient002", 4)
+    with pytest.raises(DataError, match="this machine has"):
+        acdc.read_cine(root / "patient002", 5)

@@ -4,15 +4,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from nfcl_jax.data.acdc import (
-    DataError,
-    find_patients,
-    read_cine,
-    read_info,
-    read_phase,
-    read_scans,
-)
+from nfcl_jax.data.acdc import find_patients, read_info, read_phase
+from nfcl_jax.data.acdc import read_cine as read_frames
+from nfcl_jax.data.cohorts import read_scans
 from nfcl_jax.data.phantom import write_phantom
+from nfcl_jax.errors import DataError
+
+
+def read_cine(folder):
+    return read_frames(folder, num_frames=4)
 
 
 @pytest.fixture

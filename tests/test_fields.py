@@ -3,16 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nfcl_jax.fields import (
-    FIELDS,
-    create_field,
-    evaluate,
-    grow_output,
-    init_params,
-    num_parameters,
-    render,
-    resize_table,
-)
+from nfcl_jax.fields import FIELDS, checks, constants, create_field, init_params
+from nfcl_jax.params import evaluate, num_parameters
 
 SHAPE = jnp.array((4, 5, 6, 3))
 ROWS = 4 * 5 * 6 * 3
@@ -173,38 +165,17 @@ def test_parameter_counts():
     assert num_parameters(make("diner")[1]) == 133_121 - 3 * 256 + ROWS
 
 
-@all_fields
-def test_growing_the_output_leaves_the_image_as_it_was(name):
-    field, params = make(name, channels=1)
-    larger, fresh = make(name, channels=5, seed=1)
-    grown = grow_output(params, fresh)
-    index = jnp.arange(0, ROWS, 3)
-    before, after = evaluate(field, params, index, SHAPE), evaluate(larger, grown, index, SHAPE)
-    np.testing.assert_allclose(after[:, :1], before, rtol=1e-5, atol=1e-6)
-    new = grown["params"]["output"]["kernel"][:, 1:]
-    np.testing.assert_array_equal(new, fresh["params"]["output"]["kernel"][:, 1:])
-    assert np.std(new) > 0
-
-
-@all_fields
-def test_rendering_in_blocks_is_asking_everywhere(name):
-    field, params = make(name, channels=2)
-    whole = evaluate(field, params, jnp.arange(ROWS), SHAPE)
-    rendered = render(field, params, SHAPE, ROWS, jnp.int32(250), block=64)
-    np.testing.assert_allclose(rendered[:250], whole[:250], rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(rendered[256:], 0)
-
-
-def test_resizing_a_table_keeps_its_rows():
-    _, params = make("diner")
-    longer = resize_table(params, ROWS + 10)
-    np.testing.assert_array_equal(longer["params"]["table"][ROWS:], 0)
-    again = resize_table(longer, ROWS)
-    np.testing.assert_array_equal(again["params"]["table"], params["params"]["table"])
-    siren = make("siren")[1]
-    assert resize_table(siren, 7) is siren
-
-
 def test_an_unknown_field_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"'wire'.*pe_relu, siren, finer, diner"):
         create_field({"name": "wire"}, 1, ROWS)
+
+
+def test_a_fields_constants_and_checks_are_those_of_its_class():
+    assert constants("finer") == {
+        "width": 256, "depth": 3, "w0": 5.0, "detach_scale": True, "first_bias": 0.0
+    }  # fmt: skip
+    assert constants("diner").keys() == {"width", "depth", "table_features", "table_range"}
+    assert checks("finer")["first_bias"].good(0.0) and not checks("finer")["w0"].good(0.0)
+    for name, field in FIELDS.items():
+        assert set(field.checks) <= set(constants(name))
+        assert field.title and field.learning_rate > 0

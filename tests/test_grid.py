@@ -6,16 +6,12 @@ import pytest
 from rich.console import Console
 from test_checkpoints import empty_metadata
 
-from configs import domain_expansion, quickstart, signal_expansion, sweep
+from configs import domain_expansion, quickstart
 from configs import paper as paper_config
-from configs.base import FIELDS, STRATEGIES, ConfigError, check_config
-from experiments import grid
-from nfcl_jax.scenarios import SCENARIOS
+from experiments.launch import grid
+from nfcl_jax.config import check_config, make_config
+from nfcl_jax.errors import ConfigError
 
-GET_CONFIG = {
-    "domain_expansion": domain_expansion.get_config,
-    "signal_expansion": signal_expansion.get_config,
-}
 QUIET = Console(quiet=True)
 
 
@@ -25,42 +21,47 @@ def small(root, **changes):
     config.scenarios, config.fields = "domain_expansion", "siren"
     config.data.root, config.data.patients = str(root), "patient001"
     config.update(changes)
-    return config
+    return config.to_dict()
 
 
 def test_the_papers_cells_are_the_configs_of_ordinary_runs(tmp_path):
-    cells = grid.make_cells(paper_config.get_config(), tmp_path)
-    assert len(cells) == len(SCENARIOS) * len(FIELDS) * len(STRATEGIES)
+    cells = grid.make_cells(paper_config.get_config().to_dict(), tmp_path)
+    assert len(cells) == 2 * 4 * 2
     for cell in cells:
-        expected = GET_CONFIG[cell.config.scenario](
-            f"{cell.config.field.name},{cell.config.strategy}"
-        )
-        expected.data.root = str(tmp_path / "phantom")
-        assert cell.config.to_dict() == expected.to_dict()
-        if cell.config.strategy == "finetune":
+        words = (cell.config["scenario"], cell.config["field"]["name"], cell.config["strategy"])
+        expected = make_config(*words)
+        expected["data"]["root"] = str(tmp_path / "phantom")
+        assert cell.config == expected
+        if cell.config["strategy"] == "finetune":
             assert cell.twin is None
         else:
-            assert cell.twin == cell.name.replace(cell.config.strategy, "finetune")
+            assert cell.twin == cell.name.replace(cell.config["strategy"], "finetune")
 
 
-def test_a_sweep_has_a_cell_for_every_weight_and_one_for_fine_tuning(tmp_path):
-    config = sweep.get_config()
-    config.fields, config.scenarios, config.seeds = "diner", "signal_expansion", "0, 7"
+def test_a_strategy_may_come_with_several_constants(tmp_path):
+    config = paper_config.get_config().to_dict()
+    config |= {"fields": "diner", "scenarios": "signal_expansion", "seeds": "0, 7"}
+    config["strategies"] = (
+        "finetune,distillation:weight=0.1,distillation:weight=10,"
+        "distillation:weight=100:points=shared,ewc:weight=1e6,distillation"
+    )
     cells = grid.make_cells(config, tmp_path)
-    assert [cell.name for cell in cells[:3]] == [
+    assert [cell.name for cell in cells[:5]] == [
         "signal_expansion-diner-finetune-seed0",
         "signal_expansion-diner-distillation_weight0.1-seed0",
-        "signal_expansion-diner-distillation_weight1-seed0",
+        "signal_expansion-diner-distillation-seed0",  # 10 is the default here, and stands once
+        "signal_expansion-diner-distillation_weight100_pointsshared-seed0",
+        "signal_expansion-diner-ewc_weight1e+06-seed0",
     ]
-    assert "signal_expansion-diner-distillation-seed0" in [cell.name for cell in cells]
-    assert len(cells) == 2 * (1 + 5)
-    weights = [c.config.distillation.weight for c in cells if c.config.strategy != "finetune"]
-    assert weights == 2 * [0.1, 1.0, 10.0, 100.0, 1000.0]
+    assert len(cells) == 2 * 5
+    constants = [c.config[c.config["strategy"]] for c in cells[1:5]]
+    assert [c["weight"] for c in constants] == [0.1, 10.0, 100.0, 1e6]
+    assert [c.get("points") for c in constants] == ["voxels", "voxels", "shared", None]
 
 
 def test_cells_can_be_chosen(tmp_path):
-    config = quickstart.get_config()
-    config.cells = "domain_expansion-siren-*, *-diner-distillation-seed0"
+    config = quickstart.get_config().to_dict()
+    config["cells"] = "domain_expansion-siren-*, *-diner-distillation-seed0"
     names = [cell.name for cell in grid.make_cells(config, tmp_path)]
     assert names == [
         "domain_expansion-siren-finetune-seed0",
@@ -74,10 +75,12 @@ def test_cells_can_be_chosen(tmp_path):
     ("name", "wrong", "message"),
     [
         ("fields", "siren,wire", "config.fields must be of pe_relu, siren"),
-        ("strategies", "", "config.strategies must be of finetune, distillation"),
+        ("strategies", "", "config.strategies names none"),
+        ("strategies", "hope", "config.strategies must be of finetune, distillation, ewc"),
+        ("strategies", "ewc:wait=3", "as in distillation:weight=10, got 'ewc:wait=3'"),
+        ("strategies", "ewc:weight=much", "'ewc:weight=much': could not convert"),
         ("seeds", "zero", "config.seeds must be numbers"),
-        ("weights", "1;2", "config.weights must be numbers"),
-        ("weights", "-1", "config.distillation.weight must be positive"),
+        ("strategies", "ewc:weight=-1", "config.ewc.weight must be positive"),
         ("cells", "*-wire-*", "leaves no cell"),
         ("num_steps", 0, "config.num_steps must be at least 1"),
         ("show", "patient777", "no patient patient777"),
@@ -93,16 +96,16 @@ def test_a_wrong_word_is_named_before_anything_is_fitted(
 
 def test_the_config_of_a_run_is_none_of_a_grid_nor_the_other_way_round(tmp_path):
     with pytest.raises(ConfigError, match=r"not the config of a grid; configs/paper\.py"):
-        grid.make_cells(domain_expansion.get_config(), tmp_path)
+        grid.make_cells(domain_expansion.get_config().to_dict(), tmp_path)
     with pytest.raises(ConfigError, match=r"not the config of a run; configs/SCENARIO\.py"):
-        check_config(paper_config.get_config())
+        check_config(paper_config.get_config().to_dict())
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(phantom_root, tmp_path, monkeypatch, capsys):
     run = grid.run
 
     def run_but_one(config, *arguments):
-        if config.strategy == "finetune":
+        if config["strategy"] == "finetune":
             raise RuntimeError("out of luck")
         return run(config, *arguments)
 
@@ -132,7 +135,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(phantom_root, tmp_path, monk
     # Other scans are shown, those of the other scenario stay.
     grid.run_grid(small(phantom_root, scenarios="signal_expansion", num_steps=1), tmp_path, QUIET)
     shown = {path.name for path in (tmp_path / "shown").iterdir()}
-    assert shown == {f"patient001_{image}.npz" for image in ("cine", "ED", "ES")}
+    assert shown == {"patient001_cine_4.npz", "patient001_ED_1.npz", "patient001_ES_1.npz"}
 
     # With other settings the whole folder is refused, not only its finished cells.
     monkeypatch.setattr(grid, "run_cells", None)

@@ -12,13 +12,11 @@ import jax
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-from test_training import SETTINGS, SMALL, cohort
+from test_partial import PowerError
 
-from configs.base import ConfigError
-from experiments.guards import Stopped, locked, stopping
-from nfcl_jax import checkpoints, continual, unfinished
-from nfcl_jax.scenarios import domain_expansion, signal_expansion
-from nfcl_jax.strategies import distillation
+from nfcl_jax import checkpoints
+from nfcl_jax.errors import ConfigError
+from nfcl_jax.locks import Stopped, locked, stopping
 
 TRAIN = [
     *(sys.executable, "-m", "experiments.train", "--workdir=run"),
@@ -27,99 +25,6 @@ TRAIN = [
     *("--config.data.root=data", "--config.data.patients=patient001,patient002"),
     "--config.checkpoint_every_steps=100",
 ]
-
-
-class PowerError(Exception):
-    """The power fails."""
-
-
-def learn(scans, tasks, name, settings, **rest):
-    mesh = continual.device_mesh(jax.devices()[:1])
-    return continual.learn(
-        scans, tasks, {"name": name, **SMALL}, distillation(1.0), settings, mesh, **rest
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "tasks"),
-    [
-        ("diner", domain_expansion()[:2]),
-        ("siren", signal_expansion()),
-    ],
-    ids=["diner", "siren-signal"],
-)
-def test_a_task_goes_on_from_any_chunk_to_the_same_bits(name, tasks, monkeypatch, tmp_path):
-    """Stopped at each place in turn where it can be, through the files on disk."""
-    monkeypatch.setattr(continual, "STEPS_PER_CHUNK", 4)
-    scans = (cohort() if tasks[1].output.name == "image" else cohort(1, "ED"))[:3]
-    settings = SETTINGS._replace(patients_per_batch=2)
-    expected = list(learn(scans, tasks, name, settings))
-    places = 0
-    results, begun = [], {}
-    while len(results) < len(tasks):
-        stops = []
-
-        def stop(task, step, snapshot, stops=stops):
-            stops.append(step)
-            if len(stops) == 1:
-                unfinished.save(tmp_path, task, snapshot())
-                raise PowerError
-
-        try:
-            before = results[-1].params if results else {}
-            rest = {"learned": len(results), "params": before, "begun": begun, "on_chunk": stop}
-            for result in learn(scans, tasks, name, settings, **rest):
-                results.append(result)
-                unfinished.clear(tmp_path)
-        except PowerError:
-            places += 1
-        names = [scan.name for scan in scans]
-        begun, faults = unfinished.load(tmp_path, len(results) + 1, names)
-        assert not faults
-    # Per task: two chunks before the last of each of two batches, and the end of the first batch.
-    assert places == 5 * len(tasks)
-    for a, b in zip(expected, results, strict=True):
-        assert (a.metrics, a.fits) == (b.metrics, b.fits)
-        jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
-
-
-def test_what_does_not_fit_any_more_is_begun_again(monkeypatch):
-    """Patients of another batch, at another step, or half of a batch."""
-    monkeypatch.setattr(continual, "STEPS_PER_CHUNK", 4)
-    scans, tasks = cohort()[:3], domain_expansion()[:1]
-    saved = {}
-
-    def keep(task, step, snapshot):
-        for scan, progress in snapshot().items():
-            saved.setdefault((scan, step), progress)
-
-    (expected,) = learn(scans, tasks, "siren", SETTINGS, on_chunk=keep)
-    first, second = scans[0].name, scans[1].name
-    for begun in (
-        {first: saved[first, 4], second: saved[second, 8]},
-        {first: saved[first, 4]},
-    ):
-        settings = SETTINGS._replace(patients_per_batch=0)
-        (result,) = learn(scans, tasks, "siren", settings, begun=begun)
-        assert (result.metrics, result.fits) == (expected.metrics, expected.fits)
-
-
-def test_a_damaged_file_of_an_unfinished_task_is_named(tmp_path):
-    scans, tasks = cohort()[:1], domain_expansion()[:1]
-    with pytest.raises(PowerError):
-
-        def stop(task, step, snapshot):
-            unfinished.save(tmp_path, task, snapshot())
-            raise PowerError
-
-        list(learn(scans, tasks, "siren", SETTINGS._replace(num_steps=60), on_chunk=stop))
-    (path,) = (tmp_path / "unfinished/task_1").iterdir()
-    whole = path.read_bytes()
-    for damaged in (b"", b"PK", whole[: len(whole) // 2], whole[:200] + b"x" * 50 + whole[250:]):
-        path.write_bytes(damaged)
-        scans_left, (fault,) = unfinished.load(tmp_path, 1, [scans[0].name])
-        assert not scans_left
-        assert fault.startswith(f"{path}: damaged (") and f"{scans[0].name} begins" in fault
 
 
 def test_one_process_at_a_time(tmp_path):

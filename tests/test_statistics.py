@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nfcl_jax.reporting import statistics
-from nfcl_jax.reporting.statistics import SUMMARIES
+from nfcl_jax.report import statistics
+from nfcl_jax.report.statistics import SUMMARIES
 
 NAN = np.nan
 # Rows: after each of three tasks; columns: scores on them.
@@ -64,3 +64,9 @@ def test_the_paired_test_by_hand_and_by_scipy():
     assert statistics.paired_test(np.arange(1.0, 8)).effect == 1
     assert statistics.paired_test(np.arange(1.0, 8)).p == pytest.approx(2.0**-6)
     assert np.isnan(statistics.paired_test(np.zeros(3))).all()
+
+
+def test_of_a_single_task_nothing_can_be_forgotten():
+    found = summarise(np.array([[30.0]]))
+    assert found.pop("plasticity") == 30.0
+    assert np.isnan(list(found.values())).all()

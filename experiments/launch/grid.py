@@ -1,0 +1,211 @@
+"""A grid of runs over one set of scans, and their report."""
+
+import fnmatch
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from experiments.launch.console import ProgressBar, claims_table, log_to_screen
+from nfcl_jax import strategies
+from nfcl_jax.checkpoints import num_learned
+from nfcl_jax.config import check_config, make_config, split_words
+from nfcl_jax.data.cohorts import Cohort
+from nfcl_jax.errors import ConfigError
+from nfcl_jax.fields import FIELDS
+from nfcl_jax.locks import locked, stopping
+from nfcl_jax.report.report import write_report
+from nfcl_jax.report.shown import save_shown
+from nfcl_jax.run_folder import describe_scans, refuse_another_run
+from nfcl_jax.runner import Caller, log, phantom_root, planned_work, read_data, run
+from nfcl_jax.scan import Scan
+from nfcl_jax.scenarios import SCENARIOS
+from nfcl_jax.strategies import STRATEGIES
+
+NUM_SHOWN = 3  # patients in the report's viewer, unless config.show names them
+# What every cell takes from the grid's config.
+SHARED = (
+    "num_steps", "batch_size", "scans_per_batch", "checkpoint_every_steps", "strict",
+    "matmul_precision",
+)  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """One run of the grid. `twin` is an earlier cell, if there is one, that differs in the strategy
+    alone."""
+
+    name: str
+    config: dict[str, Any]
+    twin: str | None
+
+
+def run_grid(config: Mapping[str, Any], workdir: Path, console: Console) -> bool:
+    """Runs the cells of the grid that are not done, and writes the report of all that are.
+
+    Returns:
+      Whether every cell was done; those that failed are told of at the end.
+
+    Raises:
+      ConfigError: if the config holds values that no run can be made with.
+      DataError: if the scans cannot be used.
+    """
+    cells = make_cells(config, workdir)
+    with locked(workdir):
+        return _run_grid(config, cells, workdir, console)
+
+
+def _run_grid(
+    config: Mapping[str, Any], cells: list[Cell], workdir: Path, console: Console
+) -> bool:
+    with log_to_screen(console):
+        scenarios = dict.fromkeys(cell.config["scenario"] for cell in cells)
+        cohort = read_data(config, scenarios, workdir)
+    scans = cohort.scans
+    shown = _shown(config, scans)
+    for cell in cells:
+        records = describe_scans(scans[cell.config["scenario"]], cell.config, cohort.faults)
+        refuse_another_run(cell.config, records, workdir / "cells" / cell.name)
+    save_shown(workdir, [scan for s in scans.values() for scan in s], shown)
+    with log_to_screen(console, logging.WARNING), stopping() as asked_to_stop:
+        failed = run_cells(cells, cohort, workdir, console, asked_to_stop)
+    console.print(f"{len(cells) - len(failed)} of {len(cells)} cells are done.")
+    for name, fault in failed.items():
+        console.print(f"failed: {name}: {fault}", style="bold red", markup=False)
+    if any((workdir / "cells" / cell.name / "summary.csv").exists() for cell in cells):
+        console.print(claims_table(write_report(workdir)))
+        console.print(f"the report is in {workdir / 'report.html'}")
+    return not failed
+
+
+def run_cells(
+    cells: list[Cell],
+    cohort: Cohort,
+    workdir: Path,
+    console: Console,
+    asked_to_stop: Callable[[], int | None] = lambda: None,
+) -> dict[str, str]:
+    """Runs the cells one after the other; what went wrong, by name, of those that failed."""
+    folder = workdir / "cells"
+    work = {}
+    for cell in cells:
+        learned = num_learned(folder / cell.name) or int(cell.twin is not None)
+        work[cell.name] = planned_work(cell.config, cohort.scans[cell.config["scenario"]], learned)
+    failed = {}
+    with ProgressBar(console, sum(map(sum, work.values()))) as bar:
+        for number, cell in enumerate(cells, start=1):
+            title = f"cell {number}/{len(cells)} {cell.name}"
+            twin = folder / cell.twin if cell.twin else None
+            scans = cohort.scans[cell.config["scenario"]]
+            started = time.monotonic()
+            try:
+                with (
+                    locked(folder / cell.name),
+                    bar.of_run(title, work[cell.name], cell.config["num_steps"]) as on_progress,
+                ):
+                    caller = Caller(on_progress, asked_to_stop, twin, cohort.faults)
+                    outcome = run(cell.config, scans, folder / cell.name, caller)
+            except Exception as error:  # one cell shall not take the others with it
+                failed[cell.name] = f"{type(error).__name__}: {error}"
+                log.warning("%s failed: %s", cell.name, failed[cell.name])
+            else:
+                if fault := outcome.fault(cell.config["strict"], cohort.faults):
+                    failed[cell.name] = fault
+                seconds = f"{time.monotonic() - started:.0f} s"
+                bar.bar.print(f"{title}: {seconds if sum(work[cell.name]) else 'done before'}")
+    return failed
+
+
+def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
+    """The cells that a config asks for, those with the same first task one after the other.
+
+    Raises:
+      ConfigError: for a config of something else, for a word that is none, or if nothing is left.
+    """
+    if "scenarios" not in config:
+        raise ConfigError("this is not the config of a grid; configs/paper.py would be right.")
+    scenarios = _words(config, "scenarios", SCENARIOS)
+    fields = _words(config, "fields", FIELDS)
+    strategies = _strategies(config["strategies"])
+    seeds = _numbers(config, "seeds", int)
+    wanted = split_words(config["cells"]) or ["*"]
+    cells: list[Cell] = []
+    for scenario, field, seed in itertools.product(scenarios, fields, seeds):
+        twin = None
+        for strategy, constants in strategies:
+            cell = make_config(scenario, field, strategy)
+            changed = {k: v for k, v in constants.items() if cell[strategy].get(k) != v}
+            label = "_".join([strategy, *(f"{k}{_short(v)}" for k, v in changed.items())])
+            name = f"{scenario}-{field}-{label}-seed{seed}"
+            cell |= {"seed": seed} | {shared: config[shared] for shared in SHARED}
+            cell["data"] |= dict(config["data"])
+            cell["data"]["root"] = config["data"]["root"] or str(phantom_root(workdir))
+            if changed:
+                cell[strategy] |= changed
+            check_config(cell)
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted):
+                if name not in (cell.name for cell in cells):
+                    cells.append(Cell(name, cell, twin))
+                twin = twin or name
+    if not cells:
+        raise ConfigError(f"config.cells = {config['cells']!r} leaves no cell of the grid.")
+    return cells
+
+
+def _strategies(words: str) -> list[tuple[str, dict[str, Any]]]:
+    """The strategies of a grid with the constants that each word gives, such as "ewc:weight=10".
+
+    Raises:
+      ConfigError: for a word that is none.
+    """
+    found = []
+    for word in split_words(words):
+        name, *pairs = word.split(":")
+        own = strategies.constants(name) if name in STRATEGIES else {}
+        constants = dict(pair.partition("=")[::2] for pair in pairs)
+        if name not in STRATEGIES or not set(constants) <= set(own):
+            raise ConfigError(
+                f"config.strategies must be of {', '.join(STRATEGIES)}, with constants as in "
+                f"distillation:weight=10, got {word!r}."
+            )
+        try:
+            found.append((name, {k: type(own[k])(v) for k, v in constants.items()}))
+        except ValueError as error:
+            raise ConfigError(f"config.strategies: {word!r}: {error}.") from error
+    if not found:
+        raise ConfigError("config.strategies names none.")
+    return found
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _words(config: Mapping[str, Any], name: str, known: Iterable[str]) -> list[str]:
+    words = split_words(config[name])
+    if not words or not set(words) <= set(known):
+        raise ConfigError(f"config.{name} must be of {', '.join(known)}, got {config[name]!r}.")
+    return list(dict.fromkeys(words))
+
+
+def _numbers(config: Mapping[str, Any], name: str, kind: Callable) -> list:
+    try:
+        numbers = list(dict.fromkeys(kind(word) for word in split_words(config[name])))
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise ConfigError(f"config.{name} must be numbers between commas, got {config[name]!r}.")
+    return numbers
+
+
+def _shown(config: Mapping[str, Any], scans: dict[str, list[Scan]]) -> list[str]:
+    """Patients that the report shows."""
+    patients = sorted({scan.patient for s in scans.values() for scan in s})
+    wanted = split_words(config["show"])
+    unknown = sorted(set(wanted) - set(patients))
+    if unknown:
+        raise ConfigError(f"config.show: no patient {', '.join(unknown)} among those of the grid.")
+    return wanted or patients[:NUM_SHOWN]

@@ -1,0 +1,144 @@
+"""Many scans at once: which go together, and one scan's functions mapped over a batch of them, of
+which each device takes its share."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from nfcl_jax import step
+from nfcl_jax.params import render
+from nfcl_jax.scan import Scan
+
+POINTS_IN_FLIGHT = 2**17  # that an accelerator is given at once: some GB of activations
+# How XLA compiles for a CPU. Measured on two cores of an AMD EPYC: Eigen's matrix products take a
+# tenth less time than those of its younger rival, which is the default, and vectors of 512 bits,
+# where there are any, halve the time of a sine.
+CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_prefer_vector_width": 512}
+# For what runs once a task: compiled in half the time, to be slower.
+QUICK_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of the devices (all, if None) along one axis, over which scans are spread."""
+    devices = jax.devices() if devices is None else list(devices)
+    return jax.make_mesh((len(devices),), ("scans",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def scans_at_once(platform: str, points: int) -> int:
+    """How many scans a device is given at once if each asks for so many points in a step: a CPU
+    one, which fills it; an accelerator as many as make POINTS_IN_FLIGHT, so that the memory that a
+    step takes is bounded by them and not by the cohort."""
+    return 1 if platform == "cpu" else max(POINTS_IN_FLIGHT // points, 1)
+
+
+def make_batches(
+    scans: Sequence[Scan], scans_per_batch: int | None, batch_size: int, mesh: Mesh
+) -> tuple[int, list[list[Scan]]]:
+    """Scans of similar size together.
+
+    Args:
+      scans: of the cohort.
+      scans_per_batch: so many at once, rounded up to a multiple of the devices; 0 is all, None what
+        `scans_at_once` says for each device.
+      batch_size: points per step; 0 is every voxel.
+      mesh: from `device_mesh`.
+
+    Returns:
+      How many scans a batch has room for, and the batches.
+    """
+    devices = mesh.devices.size
+    if scans_per_batch is None:
+        points = batch_size or max(scan.num_voxels for scan in scans)
+        platform = mesh.devices.flat[0].platform
+        scans_per_batch = devices * scans_at_once(platform, points)
+    count = min(scans_per_batch or len(scans), len(scans))
+    count = -(-count // devices) * devices
+    ordered = sorted(scans, key=lambda scan: (scan.num_voxels, scan.name))
+    return count, [ordered[i : i + count] for i in range(0, len(ordered), count)]
+
+
+def filled(batch: Sequence[Any], count: int) -> list[Any]:
+    """A batch made up to `count` with repetitions, so that it runs in the same program."""
+    return [batch[i % len(batch)] for i in range(count)]
+
+
+def over_scans(
+    function: Callable, mesh: Mesh, donate: bool = False, cpu_options: Mapping = CPU_OPTIONS
+) -> Callable:
+    """`function`, written for one scan, over a batch of them.
+
+    Args:
+      function: (static, state, scan, shared) -> results; static is hashable, the others pytrees.
+      mesh: one axis, "scans"; its size must divide that of the batch.
+      donate: whether the state's buffers are given up for the results.
+      cpu_options: how XLA compiles it, if for a CPU.
+
+    Returns:
+      The jitted function. State and scan have a leading batch axis, and so has every result.
+    """
+    spec, platform = PartitionSpec("scans"), mesh.devices.flat[0].platform
+
+    def batched(static, state, scan, shared):
+        return jax.shard_map(
+            _map_scans(functools.partial(function, static), platform),
+            mesh=mesh,
+            in_specs=(spec, spec, PartitionSpec()),
+            out_specs=spec,
+            check_vma=False,  # the scans never talk to each other
+        )(state, scan, shared)
+
+    batched.__name__ = function.__name__  # for profiles, and the log of what is compiled
+    return jax.jit(
+        batched,
+        static_argnums=0,
+        donate_argnums=(1,) if donate else (),
+        compiler_options=dict(cpu_options) if platform == "cpu" else None,
+    )
+
+
+def _map_scans(one_scan: Callable, platform: str) -> Callable:
+    """`one_scan` over a batch axis: vmap on accelerators, one after the other on a CPU.
+
+    A CPU is filled by one scan. Each then runs in the very same loop body, so that a batch of any
+    size gives the same bits; batched matrix products round differently for each size, which 500
+    steps of Adam amplify to tenths of a dB.
+    """
+    if platform != "cpu":
+        return jax.vmap(one_scan, in_axes=(0, 0, None))
+
+    def one_after_the_other(state, scan, shared):
+        return jax.lax.map(lambda own: one_scan(*own, shared), (state, scan))
+
+    return one_after_the_other
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a run, one scan's functions mapped over a batch."""
+
+    begin_task: Callable
+    start_task: Callable
+    fit_steps: Callable
+    penalty_share: Callable
+    render: Callable
+
+
+@functools.lru_cache
+def compile_for(mesh: Mesh) -> Programs:
+    """The functions of `step`, and `params.render`, over the scans of a batch on `mesh`."""
+    program = functools.partial(over_scans, mesh=mesh)
+    quick = functools.partial(program, cpu_options=QUICK_OPTIONS)
+    return Programs(
+        begin_task=program(step.begin_task),
+        start_task=quick(step.start_task),
+        fit_steps=program(step.fit_steps, donate=True),
+        penalty_share=quick(step.penalty_share),
+        render=program(_render_scan),
+    )
+
+
+def _render_scan(static, params, scan, stop):
+    field, num_points = static
+    return render(field, params, scan.shape, num_points, stop)

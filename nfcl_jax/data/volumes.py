@@ -1,0 +1,174 @@
+"""NIfTI volumes, checked before they are believed.
+
+Every fault is a `DataError` that names the file, what is wrong and what would be right.
+"""
+
+import dataclasses
+import gzip
+import math
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from nfcl_jax.errors import DataError, first_line
+from nfcl_jax.metrics import SSIM_WINDOW
+
+MAX_ASPECT = 16  # longer against shorter side of a slice
+MIN_SPACING, MAX_SPACING = 0.01, 1000  # mm; beyond, the header means other units
+MAX_SPACING_RATIO = 50  # largest against smallest voxel size; ACDC's are 10 mm to 1.5 mm and less
+# What a run holds of each voxel of its frames, at most: the scan twice, its outputs and the
+# teacher's, and DINER's table with its gradient, two moments, an update and two copies, in float32.
+BYTES_PER_VOXEL = 4 * (2 + 2 + 7)
+# Of the whole file: its bytes, as stored, in float64 if it is scaled, and in float32.
+BYTES_PER_VOXEL_READ = 28
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """An image with its geometry; `data` is (x, y, z) or (x, y, z, frame)."""
+
+    data: np.ndarray
+    spacing: tuple[float, float, float]
+    affine: np.ndarray
+
+
+def check_file(path: Path) -> None:
+    """Raises DataError unless `path` is a file, or a link to one, wherever that is: many data sets
+    are trees of links to a shared disk."""
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{path}: a link to {os.readlink(path)}, where there is no file.")
+    if not path.is_file():
+        raise DataError(_missing(path))
+
+
+def _missing(path: Path) -> str:
+    """That a file is missing, and what has nearly its name."""
+    if path.exists():
+        return f"{path}: missing; what is there is no file."
+    near = {path.name.lower(), path.name.lower().removesuffix(".gz")}
+    others = [other.name for other in path.parent.iterdir() if other.name.lower() in near]
+    return f"{path}: missing" + (f"; {others[0]} is there instead." if others else ".")
+
+
+def read_volume(path: Path, dimensions: int, num_frames: int = 1) -> Volume:
+    """A NIfTI file with its intensities scaled as its header says, float32.
+
+    The spacing is that of pixdim, which ACDC's headers have right where their sform may not.
+
+    Args:
+      path: of the file.
+      dimensions: that it must have, 3 or 4.
+      num_frames: that a field is fitted to, for the estimate of the memory that takes.
+
+    Raises:
+      DataError: if the file is missing, unreadable, of other dimensions, too large for the memory
+        of this machine, or holds no usable image.
+    """
+    check_file(path)
+    try:
+        image = nib.load(path)
+        shape = tuple(int(size) for size in image.shape)
+        kind = image.get_data_dtype().kind
+        # As it is in the file: nibabel turns a voxel size of 0 into 1 mm and takes its sign off.
+        with image.file_map["image"].get_prepare_fileobj("rb") as file:
+            header = type(image.header).from_fileobj(file, check=False)
+        spacing = tuple(float(size) for size in header["pixdim"][1:4])
+        slope = float(header["scl_slope"])
+    except Exception as error:  # a damaged header fails in any way
+        raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
+    if len(shape) != dimensions or min(shape) < 1:
+        raise DataError(f"{path}: expected {dimensions} dimensions, found shape {shape}.")
+    _check_geometry(path, shape, spacing)
+    _check_memory(path, shape, num_frames)
+    if math.isinf(slope):  # which nibabel takes for none; NaN is how it writes that
+        raise DataError(f"{path}: scl_slope must be finite, found {slope}.")
+    if kind not in "iuf":
+        raise DataError(f"{path}: holds {image.get_data_dtype()}; real numbers would be right.")
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-9:
+        raise DataError(f"{path}: the affine must be finite and invertible, found {image.affine}.")
+    try:
+        size = image.dataobj.offset + math.prod(shape) * image.get_data_dtype().itemsize
+        contents = _read_to_the_end(path, size)
+        with np.errstate(over="ignore"):  # of what is not finite in float32; see below
+            image = type(image).from_bytes(contents)
+            data = np.asarray(image.get_fdata(dtype=np.float32))
+    except Exception as error:  # and so do damaged data
+        raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
+    if not np.isfinite(data).all():
+        raise DataError(f"{path}: {int((~np.isfinite(data)).sum())} voxels are not finite.")
+    return Volume(data, spacing, image.affine)
+
+
+def _read_to_the_end(path: Path, size: int) -> bytearray:
+    """The file's contents, uncompressed, which must be `size` bytes. Gzip checks them at its end
+    only; and what a header claims is not set aside in memory before it is there."""
+    contents = bytearray()
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        while len(contents) <= size and (piece := file.read(2**20)):
+            contents += piece
+    if len(contents) != size:
+        there = "more" if len(contents) > size else str(len(contents))
+        raise ValueError(f"its header says {size} bytes, there are {there}")
+    return contents
+
+
+def _check_geometry(path: Path, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+    """Raises DataError for a grid that no field can be fitted to, before it is read."""
+    if min(shape[:2]) < SSIM_WINDOW:
+        raise DataError(
+            f"{path}: slices of {shape[0]} x {shape[1]} voxels are smaller "
+            f"than the {SSIM_WINDOW} x {SSIM_WINDOW} window of SSIM."
+        )
+    if shape[2] < 2:
+        raise DataError(f"{path}: a single slice; a volume of at least 2 would be right.")
+    if max(shape[:2]) > MAX_ASPECT * min(shape[:2]):
+        raise DataError(
+            f"{path}: slices of {shape[0]} x {shape[1]} voxels; one side at most {MAX_ASPECT} "
+            "times the other would be right."
+        )
+    if not all(0 < size < float("inf") for size in spacing):
+        raise DataError(f"{path}: the voxel size must be positive, found {spacing} mm.")
+    if not MIN_SPACING <= min(spacing) <= max(spacing) <= MAX_SPACING:
+        raise DataError(
+            f"{path}: voxels of {spacing} mm; {MIN_SPACING} to {MAX_SPACING} mm would be right."
+        )
+    if max(spacing) > MAX_SPACING_RATIO * min(spacing):
+        raise DataError(
+            f"{path}: voxels of {spacing} mm; one side at most {MAX_SPACING_RATIO} times another "
+            "would be right."
+        )
+
+
+def _check_memory(path: Path, shape: tuple[int, ...], num_frames: int) -> None:
+    """Raises DataError for a volume that this machine cannot hold, before it is read."""
+    needed = math.prod(shape) * BYTES_PER_VOXEL_READ
+    needed += math.prod(shape[:3]) * num_frames * BYTES_PER_VOXEL
+    available = memory_of_machine()
+    if needed > available:
+        raise DataError(
+            f"{path}: {' x '.join(map(str, shape))} voxels need about {needed / 1e9:.1f} GB, this "
+            f"machine has {available / 1e9:.1f} GB; a crop of it would be right."
+        )
+
+
+def memory_of_machine() -> int:
+    """Bytes of memory that this process may use: the machine's, or its control group's."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else ""
+    return min(machine, int(text)) if text.isdigit() else machine
+
+
+def collect(faults: list[str], function, *arguments):
+    """What the function returns or, if it finds faults, None. What it did not foresee, such as a
+    file that may not be read, is a fault of the file or folder that it was given."""
+    try:
+        return function(*arguments)
+    except DataError as error:
+        lines = str(error).splitlines()
+    except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        lines = [f"{arguments[0]}: cannot be read ({first_line(error)})."]
+    faults += [line for line in lines if line not in faults]
+    return None

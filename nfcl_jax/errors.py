@@ -1,0 +1,40 @@
+"""Errors of what a user gave, each with a message that says what is wrong and what would be right,
+and the one-line account of what another library could not read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class ConfigError(Exception):
+    """A config, or the folder that a run is to be made in, is wrong. Not a ValueError, which
+    ml_collections would bury in a traceback."""
+
+
+class DataError(ValueError):
+    """Something in the data folder is missing or wrong: one line for each fault."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used."""
+
+
+class ReportError(ValueError):
+    """The runs cannot be reported on as they are."""
+
+
+class InactivePenaltyError(ValueError):
+    """What a strategy adds to the loss, or to its gradient, is zero."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, cut to 200 characters, or its type if it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def look_up(
+    table: Mapping[str, Any], kind: str, name: str, error: type[Exception] = ValueError
+) -> Any:
+    """The entry of that name; if there is none, an error that lists what there is."""
+    if name not in table:
+        raise error(f"unknown {kind} {name!r}; there are {', '.join(table)}.")
+    return table[name]

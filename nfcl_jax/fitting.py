@@ -1,0 +1,240 @@
+"""Fitting one batch of scans to one task: begin, steps in chunks, render, score."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from nfcl_jax import metrics
+from nfcl_jax.batching import Programs, compile_for, filled
+from nfcl_jax.errors import InactivePenaltyError
+from nfcl_jax.fields import create_field
+from nfcl_jax.padded import PaddedScan, padded_size, stack_scans
+from nfcl_jax.params import resize_tables
+from nfcl_jax.records import Fit, Learned, Losses, Partial, PenaltyShare, Score
+from nfcl_jax.scan import Scan
+from nfcl_jax.scenarios import Task, merge_domains, num_channels, num_frames
+from nfcl_jax.step import ScanAndMemory, Static, Steps, TaskArrays, TrainState
+from nfcl_jax.strategies import FINETUNE
+from nfcl_jax.strategies.base import Strategy
+
+STEPS_PER_CHUNK = 50  # steps between two looks at the losses
+
+
+class Recipe(NamedTuple):
+    """How every task is fitted.
+
+    Attributes:
+      field: its name and constants, as `fields.create_field` takes them.
+      strategy: used from the second task on.
+      learning_rate: of Adam.
+      num_steps: per task.
+      batch_size: points per step; 0 is every voxel.
+      scans_per_batch: as `make_batches` takes it.
+      seed: of all random numbers.
+    """
+
+    field: Mapping[str, Any]
+    strategy: Strategy
+    learning_rate: float
+    num_steps: int
+    batch_size: int
+    scans_per_batch: int | None
+    seed: int
+
+
+class BatchTask(NamedTuple):
+    """One batch of scans and the task that it learns, the last of `tasks`; the batch is made up to
+    `count` scans."""
+
+    batch: Sequence[Scan]
+    count: int
+    tasks: Sequence[Task]
+    recipe: Recipe
+    mesh: Mesh
+
+    @property
+    def rows(self) -> int:
+        """Of a table, in the batch: all frames of the padded grid."""
+        return self.batch[0].num_frames * self.num_voxels
+
+    @property
+    def num_voxels(self) -> int:
+        """Of one frame, padded."""
+        return padded_size(max(scan.num_voxels for scan in self.batch))
+
+
+def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
+    """What the compiled programs take to fit a batch to its task; see `step`."""
+    *before, new = task.tasks
+    recipe, largest = task.recipe, max(scan.num_voxels for scan in task.batch)
+    strategy = recipe.strategy if before else FINETUNE
+    earlier = merge_domains(before) if strategy.acts else {}
+    stop_earlier, whole = num_frames(before) if earlier else 0, recipe.batch_size == 0
+    static = Static(
+        field=create_field(recipe.field, num_channels(task.tasks), task.rows),
+        strategy=strategy,
+        learning_rate=recipe.learning_rate,
+        num_steps=recipe.num_steps,
+        steps_per_chunk=STEPS_PER_CHUNK,
+        batch_size=recipe.batch_size,
+        num_voxels=task.num_voxels,
+        head=new.head,
+        num_frames=new.frames[1] - new.frames[0],
+        previous_head=before[-1].head if earlier else None,
+        earlier_heads=tuple(earlier),
+        # Only a step over every voxel needs to know; otherwise one program serves every task.
+        num_earlier_frames=stop_earlier if whole else task.batch[0].num_frames,
+    )
+    arrays = TaskArrays(
+        number=jnp.int32(len(task.tasks)),
+        frames=jnp.array(new.frames, jnp.int32),
+        previous_frames=jnp.array(before[-1].frames if before else (0, 0), jnp.int32),
+        earlier_frames=jnp.array(list(earlier.values()), jnp.int32).reshape(-1, 2),
+        stop_earlier=jnp.int32(stop_earlier * largest),
+        stop_seen=jnp.int32(num_frames(task.tasks) * largest),
+    )
+    scans = stack_scans(filled(task.batch, task.count), task.num_voxels, recipe.seed)
+    return static, scans, arrays
+
+
+def fit_batch(
+    task: BatchTask,
+    learned: Mapping[str, Learned],
+    partial: Mapping[str, Partial],
+    report: Callable,
+    keep: Callable,
+) -> dict[str, Partial]:
+    """Fits one batch to its task, from what the last task left or from where it was interrupted.
+
+    Returns:
+      What each scan has, with scores.
+
+    Raises:
+      InactivePenaltyError: as `learn`.
+    """
+    static, scans, arrays = task_arguments(task)
+    programs = compile_for(task.mesh)
+    state, memory = start_batch(task, learned, programs, (static, scans, arrays))
+    own = ScanAndMemory(scans, memory)
+    state, step, chunks, shares = _go_on([partial.get(scan.name) for scan in task.batch], state)
+    num_steps, chunk = static.num_steps, static.steps_per_chunk
+    for first in range(step, num_steps, chunk):
+        stop = min(first + chunk, num_steps)
+        steps = Steps(arrays, jnp.int32(first), jnp.int32(stop))
+        state, losses = programs.fit_steps(static, state, own, steps)
+        if static.strategy.loss and not shares:
+            all_shares = programs.penalty_share(static, state, own, steps)
+            shares = [PenaltyShare(*map(float, s)) for s in zip(*all_shares, strict=True)]
+            _refuse_inactive(shares, task.batch, len(task.tasks), stop)
+        # The next chunk is on its way before the losses of this one are looked at.
+        if chunks:
+            report(first, chunks[-1])
+        chunks.append(jax.tree.map(lambda x, n=stop - first: x[:, :n], losses))
+        if stop < num_steps:
+            keep(stop, functools.partial(_snapshot, task.batch, stop, state, chunks, shares))
+    report(num_steps, chunks[-1])
+
+    rendered = programs.render((static.field, task.rows), state.params, scans, arrays.stop_seen)
+    ends = _snapshot(task.batch, num_steps, state, chunks, shares)
+    outputs = zip(task.batch, np.asarray(rendered), strict=False)
+    return {scan.name: _finished(scan, task.tasks, ends[scan.name], flat) for scan, flat in outputs}
+
+
+def start_batch(
+    task: BatchTask,
+    learned: Mapping[str, Learned],
+    programs: Programs,
+    arguments: tuple[Static, PaddedScan, TaskArrays],
+) -> tuple[TrainState, Any]:
+    """The state at the start of a task, and the strategy's memory, from what the last task left."""
+    static, scans, arrays = arguments
+    if len(task.tasks) == 1:
+        return programs.start_task(static, (None, {}), scans, arrays), None
+    resized = [resize_tables(tuple(learned[scan.name]), task.rows) for scan in task.batch]
+    before, state = jax.tree.map(lambda *leaves: np.stack(leaves), *filled(resized, task.count))
+    memory = None
+    if static.strategy.begin:
+        memory, state = programs.begin_task(static, (before, state), scans, arrays)
+    return programs.start_task(static, (before, state), scans, arrays), memory
+
+
+def _finished(scan: Scan, tasks: Sequence[Task], end: Partial, flat: np.ndarray) -> Partial:
+    """What a scan has at the end of a task, scored and without its padding. `flat` are the outputs
+    at its flat indices."""
+    shape = (num_frames(tasks), *scan.intensities.shape[1:])
+    outputs = flat[: int(np.prod(shape))].reshape(*shape, flat.shape[-1])
+    number, share = len(tasks), end.penalty_share
+    scores = [
+        Score(scan.patient, scan.image, number, evaluated, metric, value)
+        for evaluated, task in enumerate(tasks, start=1)
+        for metric, value in metrics.score(task, scan, outputs).items()
+    ]
+    bad = np.flatnonzero(~np.isfinite(end.losses.fit + end.losses.penalty))
+    diverged = bool(bad.size) or metrics.has_diverged(tasks[-1], outputs)
+    fit = Fit(
+        patient=scan.patient,
+        image=scan.image,
+        task=number,
+        final_loss=float(end.losses.fit[-1]),
+        final_penalty=float(end.losses.penalty[-1]),
+        collapsed=bool(not diverged and metrics.has_collapsed(tasks[-1], scan, outputs)),
+        diverged=diverged,
+        first_bad_step=int(bad[0]) + 1 if bad.size else 0,
+        penalty_share=share.loss if share else 0.0,
+        penalty_gradient_share=share.gradient if share else 0.0,
+    )
+    own = Learned(*resize_tables(tuple(end.learned), scan.intensities.size))
+    return end._replace(learned=own, optimiser=[], scores=scores, fits=[fit])
+
+
+def _refuse_inactive(shares: list[PenaltyShare], batch: Sequence[Scan], number: int, step: int):
+    for scan, share in zip(batch, shares, strict=False):
+        if share.loss == 0 or share.gradient == 0:
+            raise InactivePenaltyError(
+                f"{scan.name}, task {number}: after {step} steps the strategy's penalty is "
+                f"{share.loss:g} times the fitting loss, its gradient {share.gradient:g} times the "
+                "fit's; neither may be 0, for that is fine-tuning by another name."
+            )
+
+
+def _snapshot(batch, step, state: TrainState, chunks, shares) -> dict[str, Partial]:
+    """What each scan of a batch has after `step` steps."""
+    host = jax.device_get(state)
+    losses = Losses(*(np.concatenate(parts, axis=1) for parts in zip(*chunks, strict=True)))
+    scans = {}
+    for i, scan in enumerate(batch):
+        own, own_losses = jax.tree.map(lambda x, i=i: np.array(x[i]), (host, losses))
+        learned, leaves = Learned(own.params, own.strategy), jax.tree.leaves(own.opt_state)
+        share = shares[i] if shares else None
+        scans[scan.name] = Partial(step, learned, leaves, own_losses, share, [], [])
+    return scans
+
+
+def _go_on(
+    partial: list[Partial | None], state: TrainState
+) -> tuple[TrainState, int, list[Losses], list[PenaltyShare]]:
+    """Where a batch, whose fresh state is given, goes on: state, steps done, their losses, and the
+    shares of the penalty. It begins again unless all its scans have done the same number of steps
+    on a grid of this size."""
+    leaves, structure = jax.tree.flatten(state)
+    scans = [
+        scan
+        and jax.tree.leaves(TrainState(scan.learned.params, scan.optimiser, scan.learned.state))
+        for scan in partial
+    ]
+    shapes = [leaf.shape[1:] for leaf in leaves]
+    if any(scan is None or [leaf.shape for leaf in scan] != shapes for scan in scans):
+        return state, 0, [], []
+    if len({scan.step for scan in partial}) > 1:
+        return state, 0, [], []
+    count = len(leaves[0])
+    stacked = [np.stack(filled(own, count)) for own in zip(*scans, strict=True)]
+    losses = [scan.losses for scan in partial]
+    stacked_losses = Losses(*map(np.stack, zip(*filled(losses, count), strict=True)))
+    shares = [scan.penalty_share for scan in partial if scan.penalty_share]
+    return jax.tree.unflatten(structure, stacked), partial[0].step, [stacked_losses], shares

@@ -1,0 +1,118 @@
+"""Where voxels are: flat indices, coordinates in [-1, 1], and mm in the scanner."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import nibabel as nib
+import numpy as np
+
+
+def scanner_affine(affine: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """A header's affine with voxels of the size that its pixdim gives: voxel indices to mm. The two
+    agree in most files, but ACDC's frames have voxels of 1 mm in their sform, whatever they are."""
+    return affine @ np.diag([*(np.asarray(spacing) / nib.affines.voxel_sizes(affine)), 1.0])
+
+
+def resampled(
+    shape: Sequence[int],
+    affine: np.ndarray,
+    own: Sequence[float],
+    spacing: Sequence[float],
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """A grid of another spacing over a volume: its first voxel is the volume's first, its last ones
+    are not beyond the volume's last.
+
+    Args:
+      shape: of the volume, (x, y, z).
+      affine: of the volume, 4 x 4.
+      own: voxel size of the volume along its axes, in mm.
+      spacing: of the new grid along the volume's axes, in mm.
+
+    Returns:
+      Coordinates along each axis, -1 at the volume's first voxel and 1 at its last (0 if there is
+      one), and the new grid's affine.
+
+    Raises:
+      ValueError: if the spacing is not three positive numbers.
+    """
+    spacing = np.asarray(spacing, float)
+    if spacing.shape != (3,) or not ((spacing > 0) & np.isfinite(spacing)).all():
+        raise ValueError(f"spacing must be three positive numbers in mm, got {spacing}.")
+    axes = []
+    for size, old, new in zip(shape, own, spacing, strict=True):
+        steps = (size - 1) * old / new  # from the first voxel to the last
+        places = np.arange(int(np.floor(steps + 1e-6)) + 1)
+        axes.append(2 * places / steps - 1 if size > 1 else np.zeros(1))
+    return axes, affine @ np.diag([*(spacing / np.asarray(own)), 1.0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The grid of a scan.
+
+    Attributes:
+      shape: (x, y, z), or (frames, x, y, z).
+      affine: voxel indices along x, y and z to scanner coordinates, 4 x 4, in mm.
+      frame_numbers: of the frames, in a cine whose last frame is the last of these.
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    frame_numbers: tuple[int, ...]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Voxels along x, y and z, then the frames."""
+        return np.array((*self.shape[-3:], *self.shape[:-3]))
+
+    @property
+    def size(self) -> int:
+        """All voxels of all frames."""
+        return int(np.prod(self.shape))
+
+    def check(self, coords: np.ndarray) -> np.ndarray:
+        """Coordinates in double precision.
+
+        Raises:
+          ValueError: unless they are of shape (points, axes).
+        """
+        coords = np.asarray(coords, np.float64)
+        if coords.ndim != 2 or coords.shape[1] != len(self.shape):
+            raise ValueError(f"expected shape (points, {len(self.shape)}), got {coords.shape}.")
+        return coords
+
+    def from_mm(self, coords: np.ndarray) -> np.ndarray:
+        """Coordinates (points, axes) in mm, and fractions of the cardiac cycle, in [-1, 1]."""
+        first, origin = self._first_voxel()
+        return (coords - origin) @ self.per_mm().T + first
+
+    def to_mm(self, coords: np.ndarray) -> np.ndarray:
+        """Coordinates (points, axes) in [-1, 1] in mm and fractions of the cardiac cycle."""
+        first, origin = self._first_voxel()
+        return (np.asarray(coords) - first) @ np.linalg.pinv(self.per_mm()).T + origin
+
+    def to_voxels(self, coords: np.ndarray) -> np.ndarray:
+        """Coordinates (points, axes) in [-1, 1] as positions in voxels and frames, from 0."""
+        return (coords + 1) / 2 * (self.sizes - 1)
+
+    def flat_index(self, voxels: np.ndarray) -> np.ndarray:
+        """Flat indices, in C order over the grid, of whole positions in voxels and frames."""
+        first_time = np.roll(voxels, len(self.shape) - 3, axis=1)
+        return np.ravel_multi_index(tuple(first_time.T), self.shape)
+
+    def per_mm(self) -> np.ndarray:
+        """How coordinates in [-1, 1] change with mm and the fraction of the cycle, (axes, axes).
+        An axis of one voxel does not change."""
+        sizes = self.sizes
+        per_voxel = np.where(sizes > 1, 2 / np.maximum(sizes - 1, 1), 0.0)
+        matrix = np.zeros((len(sizes), len(sizes)))
+        matrix[:3, :3] = per_voxel[:3, None] * np.linalg.inv(self.affine[:3, :3])
+        if len(sizes) == 4:
+            first, last = self.frame_numbers[0], self.frame_numbers[-1]
+            matrix[3, 3] = 2 * last / (last - first)
+        return matrix
+
+    def _first_voxel(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the first voxel of the first frame is: in [-1, 1], and in mm and the cycle."""
+        first = np.where(self.sizes > 1, -1.0, 0.0)
+        return first, np.append(self.affine[:3, 3], np.zeros(len(self.shape) - 3))

@@ -1,0 +1,103 @@
+"""The loop over tasks: fit every scan to a task, score it on all tasks so far, go on."""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from nfcl_jax.batching import make_batches
+from nfcl_jax.fitting import BatchTask, Recipe, fit_batch
+from nfcl_jax.records import Learned, Partial, Progress, TaskResult
+from nfcl_jax.scan import Scan
+from nfcl_jax.scenarios import Task
+
+Snapshot = Callable[[], dict[str, Partial]]
+
+
+class Start(NamedTuple):
+    """Where the work goes on, to the same results as if it had not been interrupted.
+
+    Attributes:
+      task: how many tasks are learned already.
+      learned: what they left, by the scan's name.
+      partial: what scans have of the next task, by their names; those of one batch must have done
+        the same number of steps, or they begin it again.
+    """
+
+    task: int = 0
+    learned: Mapping[str, Learned] = {}
+    partial: Mapping[str, Partial] = {}
+
+
+class Hooks(NamedTuple):
+    """What is called meanwhile.
+
+    Attributes:
+      on_progress: between chunks of steps.
+      on_chunk: with the numbers of the task and of the step between chunks of steps, and when a
+        batch that is not the last is done. Calling the snapshot gives what its scans have.
+    """
+
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    on_chunk: Callable[[int, int, Snapshot], None] = lambda task, step, snapshot: None
+
+
+FROM_THE_START, NO_HOOKS = Start(), Hooks()
+
+
+def learn(
+    scans: Sequence[Scan],
+    tasks: Sequence[Task],
+    recipe: Recipe,
+    mesh: Mesh,
+    start: Start = FROM_THE_START,
+    hooks: Hooks = NO_HOOKS,
+) -> Iterator[TaskResult]:
+    """Fits a field to every scan, task by task.
+
+    The scans go through the compiled program of a task in batches; what a scan gets does not
+    depend on the batch that it is in. Parameters wait on the host between tasks.
+
+    Args:
+      scans: all with the same number of frames.
+      tasks: in the order in which they are learned.
+      recipe: how.
+      mesh: from `batching.device_mesh`.
+      start: where the work goes on.
+      hooks: what is called meanwhile.
+
+    Yields:
+      A result after each further task, with scores on every task so far.
+
+    Raises:
+      InactivePenaltyError: if what the strategy adds to the loss, or its gradient, is zero after
+        the first steps.
+    """
+    count, batches = make_batches(scans, recipe.scans_per_batch, recipe.batch_size, mesh)
+    learned, partial = dict(start.learned), dict(start.partial)
+    for number in range(start.task + 1, len(tasks) + 1):
+        done = {name: scan for name, scan in partial.items() if scan.fits}
+        learned |= {name: scan.learned for name, scan in done.items()}
+        for place, whole_batch in enumerate(batches, start=1):
+            batch = [scan for scan in whole_batch if scan.name not in done]
+            if not batch:
+                continue
+
+            def report(step, losses, number=number, place=place, batch=batch):
+                mean = float(np.mean(np.asarray(losses.fit)[: len(batch), -1]))
+                names = tuple(scan.name for scan in batch)
+                hooks.on_progress(Progress(number, place, len(batches), names, step, mean))
+
+            keep = functools.partial(hooks.on_chunk, number)
+            task = BatchTask(batch, count, tasks[:number], recipe, mesh)
+            finished = fit_batch(task, learned, partial, report, keep)
+            done |= finished
+            learned |= {name: scan.learned for name, scan in finished.items()}
+            if place < len(batches):
+                keep(recipe.num_steps, lambda finished=finished: finished)
+        partial = {}
+        scores = sorted(score for scan in done.values() for score in scan.scores)
+        fits = sorted(fit for scan in done.values() for fit in scan.fits)
+        yield TaskResult(number, dict(learned), scores, fits)

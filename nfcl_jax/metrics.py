@@ -1,0 +1,166 @@
+"""Scores of a reconstruction: PSNR, SSIM, Dice, and whether a fit failed.
+
+A metric is added by an entry in METRICS: a function of two volumes, and how tables show it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from skimage.metrics import structural_similarity
+
+from nfcl_jax.scan import Scan
+from nfcl_jax.scenarios import Task
+
+SSIM_WINDOW = 7  # voxels: a slice must be as large to be scored
+COLLAPSED_CONTRAST = 0.01
+
+
+def psnr(target: np.ndarray, prediction: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB for a data range of 1: -10 log10 of the mean squared error;
+    infinite where both are equal."""
+    error = float(np.mean((target.astype(np.float64) - prediction) ** 2))
+    return float("inf") if error == 0 else -10 * float(np.log10(error))
+
+
+def ssim(target: np.ndarray, prediction: np.ndarray) -> float:
+    """Structural similarity (Wang et al., 2004) of (x, y, z) volumes, slice by slice along z with
+    a 7 x 7 window and a data range of 1; the mean over slices."""
+    pairs = zip(np.moveaxis(target, 2, 0), np.moveaxis(prediction, 2, 0), strict=True)
+    return float(
+        np.mean(
+            [structural_similarity(a, b, win_size=SSIM_WINDOW, data_range=1.0) for a, b in pairs]
+        )
+    )
+
+
+def dice(target: np.ndarray, prediction: np.ndarray, label: int) -> float:
+    """Dice coefficient 2 |A and B| / (|A| + |B|) of one class; NaN if neither has it."""
+    a, b = target == label, prediction == label
+    total = int(a.sum()) + int(b.sum())
+    return 2 * int((a & b).sum()) / total if total else float("nan")
+
+
+def mean_dice(target: np.ndarray, prediction: np.ndarray) -> float:
+    """Mean Dice coefficient of the foreground classes that either has; NaN if there is none."""
+    scores = [dice(target, prediction, label) for label in FOREGROUND]
+    present = [value for value in scores if not np.isnan(value)]
+    return float(np.mean(present)) if present else float("nan")
+
+
+class Metric(NamedTuple):
+    """A score, the higher the better.
+
+    Attributes:
+      title: in tables, with its unit.
+      kind: of the heads that it scores, "image" or "mask".
+      function: (target, prediction) of one frame, (x, y, z) -> score. Intensities are in [0, 1],
+        the predicted ones clipped; masks are labels.
+      decimals: that tables show.
+      detail: whether only the longer tables show it.
+    """
+
+    title: str
+    kind: str
+    function: Callable[[np.ndarray, np.ndarray], float]
+    decimals: int = 2
+    detail: bool = False
+
+
+FOREGROUND = {1: ("dsc_rv", "DSC RV"), 2: ("dsc_myo", "DSC myo"), 3: ("dsc_lv", "DSC LV")}
+# The first of a kind is the one that is shown where there is room for one.
+METRICS: dict[str, Metric] = {
+    "psnr": Metric("PSNR, dB", "image", psnr, decimals=1),
+    "ssim": Metric("SSIM", "image", ssim),
+    "dsc": Metric("DSC", "mask", mean_dice),
+} | {
+    name: Metric(title, "mask", functools.partial(dice, label=label), detail=True)
+    for label, (name, title) in FOREGROUND.items()
+}
+
+
+def metrics_of(kind: str, detail: bool = True) -> list[str]:
+    """Names of the metrics of a kind of head, without the details if so asked."""
+    return [n for n, m in METRICS.items() if m.kind == kind and (detail or not m.detail)]
+
+
+def metric_title(name: str) -> str:
+    """What tables call the metric: its title or, if there is none of that name here, the name."""
+    return METRICS[name].title if name in METRICS else name
+
+
+def format_number(metric: str, value: float) -> str:
+    """With the metric's decimals: one of a PSNR, two of others."""
+    decimals = METRICS[metric].decimals if metric in METRICS else 2
+    return f"{value:.{decimals}f}"
+
+
+def format_score(metric: str, mean: float, std: float) -> str:
+    """Such as "31.2 ± 0.4" for a PSNR, "0.81 ± 0.01" for others; without a deviation if NaN."""
+    deviation = "" if np.isnan(std) else f" ± {format_number(metric, std)}"
+    return format_number(metric, mean) + deviation
+
+
+def score(task: Task, scan: Scan, outputs: np.ndarray) -> dict[str, float]:
+    """Every metric of a task's kind on its frames, averaged over them.
+
+    Args:
+      task: what was learned.
+      scan: the ground truth.
+      outputs: raw outputs of the field, (frames, x, y, z, channels), at least the task's frames.
+
+    Returns:
+      A value by each metric's name. A class that neither mask has is NaN and left out of the mean;
+      every score of outputs that are not finite is NaN.
+    """
+    scores = [_score_frame(task, scan, outputs, frame) for frame in range(*task.frames)]
+    return {metric: float(np.mean([s[metric] for s in scores])) for metric in scores[0]}
+
+
+def _score_frame(task: Task, scan: Scan, outputs: np.ndarray, frame: int) -> dict[str, float]:
+    channels, names = outputs[frame][..., task.head.channels], metrics_of(task.head.kind)
+    if not np.isfinite(channels).all():
+        return dict.fromkeys(names, float("nan"))
+    prediction = predicted(task, channels)
+    return {name: METRICS[name].function(truth(task, scan)[frame], prediction) for name in names}
+
+
+def truth(task: Task, scan: Scan) -> np.ndarray:
+    """What a task's head should be on every frame, (frames, x, y, z): intensities, or labels."""
+    return scan.intensities if task.head.kind == "image" else scan.labels
+
+
+def predicted(task: Task, channels: np.ndarray) -> np.ndarray:
+    """What the channels of a task's head say, (..., channels) -> (...): the intensity, clipped to
+    [0, 1], or the label of the largest logit."""
+    if task.head.kind == "image":
+        return np.clip(channels[..., 0], 0, 1)
+    return np.argmax(channels, axis=-1)
+
+
+def has_diverged(task: Task, outputs: np.ndarray) -> bool:
+    """Whether the field's outputs on the task's frames are not all finite."""
+    return not np.isfinite(_taught(task, outputs)).all()
+
+
+def has_collapsed(task: Task, scan: Scan, outputs: np.ndarray) -> bool:
+    """Whether a fit came out as a constant: on the task's frames the field's outputs (for a mask,
+    the probabilities of its classes) vary by less than 1% of the standard deviation that the
+    target has, in every channel that varies in the target at all."""
+    taught, target = _taught(task, outputs), truth(task, scan)[slice(*task.frames)]
+    if task.head.kind == "image":
+        target = target[..., None]
+    else:
+        target = np.eye(task.head.num_channels)[target]
+        exponentials = np.exp(taught - taught.max(axis=-1, keepdims=True))
+        taught = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    axes = tuple(range(target.ndim - 1))
+    varies = target.std(axis=axes) > 0
+    contrast = taught.std(axis=axes)[varies] / target.std(axis=axes)[varies]
+    return bool((contrast < COLLAPSED_CONTRAST).all())
+
+
+def _taught(task: Task, outputs: np.ndarray) -> np.ndarray:
+    """The task's own channels on the task's own frames."""
+    return outputs[slice(*task.frames)][..., task.head.channels]

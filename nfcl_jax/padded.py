@@ -1,0 +1,67 @@
+"""A scan as the training sees it: flat, padded to its batch's longest, with its own random key."""
+
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from nfcl_jax.scan import Scan
+from nfcl_jax.scenarios import Head
+
+
+class PaddedScan(NamedTuple):
+    """One scan, or a batch of them along a leading axis; `shape` is its own, without padding."""
+
+    intensities: Float[Array, "*batch points"]
+    labels: Int[Array, "*batch points"] | None
+    shape: Int[Array, "*batch axes"]
+    key: Key[Array, "*batch"]
+
+
+def stable_hash(name: str) -> int:
+    """A 32-bit hash that is the same in every process and version of Python."""
+    return zlib.crc32(name.encode())
+
+
+def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
+    """A key for one purpose, by its name: adding a purpose leaves the others' numbers alone."""
+    return jax.random.fold_in(key, stable_hash(name))
+
+
+def padded_size(size: int) -> int:
+    """`size` rounded up by at most an eighth, to one of eight sizes per power of two, so that
+    batches of similar scans share compiled programs."""
+    step = 1 << max(size.bit_length() - 4, 0)
+    return -(-size // step) * step
+
+
+def stack_scans(scans: Sequence[Scan], num_voxels: int, seed: int) -> PaddedScan:
+    """Scans with a leading batch axis, padded to `num_voxels` per frame.
+
+    A scan's key comes from the seed and the scan's name alone, never from its place.
+    """
+
+    def flat(volume, dtype):
+        values = np.zeros(num_voxels * len(volume), dtype)
+        values[: volume.size] = volume.ravel()
+        return values
+
+    root = jax.random.key(seed)
+    has_labels = scans[0].labels is not None
+    return PaddedScan(
+        intensities=jnp.stack([flat(scan.intensities, np.float32) for scan in scans]),
+        labels=jnp.stack([flat(scan.labels, np.int32) for scan in scans]) if has_labels else None,
+        shape=jnp.array([scan.shape for scan in scans], jnp.int32),
+        key=jnp.stack([stream(root, scan.name) for scan in scans]),
+    )
+
+
+def targets_at(head: Head, scan: PaddedScan, index: Int[Array, " points"]):
+    """What `head` should be at voxels, (points, channels): intensities, or one-hot classes."""
+    if head.kind == "image":
+        return scan.intensities[index][:, None]
+    return jax.nn.one_hot(scan.labels[index], head.num_channels)

@@ -1,0 +1,133 @@
+"""The parameters of a field: what it answers with them, and how they grow with its tasks."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nfcl_jax.fields import Params
+from nfcl_jax.points import index_to_coords
+
+
+def evaluate(
+    field: nn.Module, params: Params, index: Int[Array, " points"], shape: Int[Array, " axes"]
+) -> Float[Array, "points channels"]:
+    """The field's raw outputs at voxels of a grid of `shape`."""
+    return field.apply(params, field_inputs(field, index, shape))
+
+
+def field_inputs(field: nn.Module, index: Int[Array, " points"], shape: Int[Array, " axes"]):
+    """What the field takes for a voxel: its flat index (DINER) or its coordinates."""
+    return index if field.on_grid else index_to_coords(index, shape)
+
+
+def render(
+    field: nn.Module,
+    params: Params,
+    shape: Int[Array, " axes"],
+    num_points: int,
+    stop: Int[Array, ""],
+    block: int = 8192,
+) -> Float[Array, "num_points channels"]:
+    """Raw outputs at the flat indices below `stop`, asked in blocks; 0 or padding beyond.
+
+    `num_points` is the length of the result and static; `stop` is not, so that one program
+    serves any number of frames.
+    """
+
+    def fill(i, outputs):
+        index = i * block + jnp.arange(block)
+        return jax.lax.dynamic_update_slice(
+            outputs, evaluate(field, params, index, shape), (i * block, 0)
+        )
+
+    padded = -(-num_points // block) * block
+    outputs = jnp.zeros((padded, field.channels))
+    return jax.lax.fori_loop(0, -(-stop // block), fill, outputs)[:num_points]
+
+
+def grow_output(params: Params, fresh: Params) -> Params:
+    """`params` with the output layer of `fresh` beyond the channels that it has.
+
+    Args:
+      params: parameters of a field with fewer output channels.
+      fresh: newly initialised parameters of the same field with more.
+
+    Returns:
+      The parameters of the larger field: every hidden layer, the table and the old channels as in
+      `params`, so the old outputs do not change; the new channels as in `fresh`.
+    """
+
+    def widen(old, new):
+        return jnp.concatenate([old, new[..., old.shape[-1] :]], axis=-1)
+
+    old, new = params["params"], fresh["params"]
+    return {"params": old | {"output": jax.tree.map(widen, old["output"], new["output"])}}
+
+
+def pad_output(params: Params, channels: int) -> Params:
+    """A tree like the parameters of a field, with zeros for output channels up to `channels`."""
+
+    def widen(leaf):
+        return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, channels - leaf.shape[-1])])
+
+    own = params["params"]
+    return {"params": own | {"output": jax.tree.map(widen, own["output"])}}
+
+
+def num_output_channels(params: Params) -> int:
+    """Output channels of the field that has these parameters."""
+    return params["params"]["output"]["bias"].shape[-1]
+
+
+def field_of(field: nn.Module, params: Params) -> nn.Module:
+    """`field` with as many output channels as `params` have: what it was before it grew."""
+    return field.clone(channels=num_output_channels(params))
+
+
+def resize_tables(tree: Any, rows: int) -> Any:
+    """A tree with each array that is called "table", whose rows are its last axis but one, cut to
+    `rows`, or padded with zeros; others unchanged."""
+
+    def resize(path, leaf):
+        if not (path and getattr(path[-1], "key", None) == "table"):
+            return leaf
+        cut = leaf[..., :rows, :]
+        missing = rows - cut.shape[-2]
+        return jnp.pad(cut, [(0, 0)] * (leaf.ndim - 2) + [(0, missing), (0, 0)])
+
+    return jax.tree.map_with_path(resize, tree)
+
+
+def looked_up(
+    field: nn.Module, params: Params, index: Int[Array, " points"], shape: Int[Array, " axes"]
+) -> tuple[nn.Module, Params, Array]:
+    """A field at voxels as a module, parameters and inputs, the table, if it has one, with the
+    entries of these voxels alone: differentiable by voxel, and small."""
+    if not field.on_grid:
+        return field, params, field_inputs(field, index, shape)
+    entries = params["params"]["table"][index]
+    own = {"params": params["params"] | {"table": entries}}
+    return field.clone(rows=len(index)), own, jnp.arange(len(index))
+
+
+def table_window(
+    field: nn.Module, params: Params, start: Int[Array, ""], rows: int
+) -> tuple[nn.Module, Params]:
+    """DINER with `rows` of its table alone, from `start` on, which its indices then count from."""
+    table = jax.lax.dynamic_slice_in_dim(params["params"]["table"], start, rows)
+    return field.clone(rows=rows), {"params": params["params"] | {"table": table}}
+
+
+def replace_window(params: Params, window: Params, start: Int[Array, ""]) -> Params:
+    """`params` with what became of a `table_window` in its place."""
+    table = params["params"]["table"]
+    table = jax.lax.dynamic_update_slice_in_dim(table, window["params"]["table"], start, axis=0)
+    return {"params": window["params"] | {"table": table}}
+
+
+def num_parameters(params: Params) -> int:
+    """How many numbers the parameters hold."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

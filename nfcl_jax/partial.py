@@ -1,0 +1,95 @@
+"""Partial checkpoints: what each scan has of a task in the middle, one file per scan.
+
+    WORKDIR/unfinished/task_2/patient001-cine.npz
+
+A file is of numpy's format, arrays and one line of JSON, and never unpickled. It does not depend on
+who else was in the batch.
+"""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from nfcl_jax.errors import first_line
+from nfcl_jax.records import Fit, Learned, Losses, Partial, PenaltyShare, Score
+from nfcl_jax.storage import write_file
+
+FORMAT = 2
+
+
+def save(workdir: Path, task: int, scans: dict[str, Partial]) -> None:
+    """Writes what some scans have of task `task`, from 1, each file whole or not at all."""
+    folder = _folder(workdir, task)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, scan in scans.items():
+        about = {
+            "format": FORMAT,
+            "step": scan.step,
+            "penalty_share": scan.penalty_share,
+            "metrics": [score._asdict() for score in scan.scores],
+            "fits": [f._asdict() for f in scan.fits],
+        }
+        arrays = {f"losses/{k}": v for k, v in scan.losses._asdict().items()}
+        arrays |= {f"optimiser/{i}": leaf for i, leaf in enumerate(scan.optimiser)}
+        learned = {"params": scan.learned.params, "strategy": scan.learned.state}
+        arrays |= flatten_dict(learned, sep="/")
+        buffer = io.BytesIO()
+        np.savez(buffer, about=np.array(json.dumps(about)), **arrays)
+        write_file(_file(folder, name), buffer.getvalue())
+
+
+def load(workdir: Path, task: int, names: list[str]) -> tuple[dict[str, Partial], list[str]]:
+    """What the scans of these names have of task `task`, those that have something.
+
+    Returns:
+      The scans by their name, and a line for each file that cannot be used.
+    """
+    scans, faults = {}, []
+    for name in names:
+        path = _file(_folder(workdir, task), name)
+        try:
+            scans[name] = _read(path)
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # of any kind, as the damage may be
+            faults.append(
+                f"{path}: damaged ({first_line(error)}); {name} begins task {task} again."
+            )
+    return scans, faults
+
+
+def clear(workdir: Path) -> None:
+    """Deletes all of it."""
+    shutil.rmtree(workdir / "unfinished", ignore_errors=True)
+
+
+def _folder(workdir: Path, task: int) -> Path:
+    return workdir / "unfinished" / f"task_{task}"
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name.replace('/', '-')}.npz"
+
+
+def _read(path: Path) -> Partial:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        arrays = dict(file)
+    about = json.loads(str(arrays.pop("about")))
+    if about["format"] != FORMAT:
+        raise ValueError(f"format {about['format']} instead of {FORMAT}")
+    optimiser = sum(name.startswith("optimiser/") for name in arrays)
+    learned = {k: v for k, v in arrays.items() if k.startswith(("params/", "strategy/"))}
+    trees = unflatten_dict(learned, sep="/")
+    return Partial(
+        about["step"],
+        Learned(trees["params"], trees.get("strategy", {})),
+        [arrays[f"optimiser/{i}"] for i in range(optimiser)],
+        Losses(**{name: arrays[f"losses/{name}"] for name in Losses._fields}),
+        about["penalty_share"] and PenaltyShare(*about["penalty_share"]),
+        [Score(**row) for row in about["metrics"]],
+        [Fit(**row) for row in about["fits"]],
+    )

@@ -1,0 +1,79 @@
+"""Voxel indices, coordinates in [-1, 1], and the points that a training step uses.
+
+A scan's voxels are numbered by one flat index in C order over its grid: (x, y, z) for a 3D image,
+(frame, x, y, z) for a cine, so that a frame is a contiguous range. Shapes are arrays rather than
+static tuples, which lets patients of different shapes share one compiled program.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+class Points(NamedTuple):
+    """Voxels that a step looks at; `weights` are 0 where padding stands in for a voxel."""
+
+    index: Int[Array, " points"]
+    weights: Float[Array, " points"]
+
+
+def num_voxels(shape: Int[Array, " axes"]) -> Int[Array, ""]:
+    """Voxels of one frame: the product of the last three axes."""
+    return jnp.prod(shape[-3:])
+
+
+def index_to_coords(
+    index: Int[Array, " points"], shape: Int[Array, " axes"]
+) -> Float[Array, "points axes"]:
+    """Coordinates of voxels, one row each: (x, y, z), or (x, y, z, t) on a grid with frames.
+
+    Each axis runs from -1 at its first voxel to 1 at its last; an axis of a single voxel is at 0.
+    `index` is flat over `shape`, which is (x, y, z) or (frame, x, y, z).
+    """
+    positions = []
+    for size in reversed(list(shape)):
+        # Not `%` and `//`, which take pains over negative numbers.
+        position = jax.lax.rem(index, size)
+        positions.insert(0, 2.0 * position / jnp.maximum(size - 1, 1) - jnp.where(size > 1, 1, 0))
+        index = jax.lax.div(index, size)
+    time_last = positions[-3:] + positions[:-3]
+    return jnp.stack(time_last, axis=-1).astype(jnp.float32)
+
+
+def frame_range(
+    frames: Int[Array, "2"], shape: Int[Array, " axes"]
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """First flat index of frame `frames[0]`, and the one after the last of `frames[1] - 1`."""
+    voxels = num_voxels(shape)
+    return frames[0] * voxels, frames[1] * voxels
+
+
+def sample_points(
+    key: Key[Array, ""], num_points: int, start: Int[Array, ""], stop: Int[Array, ""]
+) -> Points:
+    """`num_points` flat indices drawn uniformly, with replacement, from [start, stop).
+
+    The remainder of 32 random bits favours the first indices by one part in 2^32 / (stop - start),
+    which is nothing for a scan, and is half the program that `jax.random.randint` is.
+    """
+    bits = jax.random.bits(key, (num_points,), jnp.uint32)
+    index = start + (bits % (stop - start).astype(jnp.uint32)).astype(jnp.int32)
+    return Points(index, jnp.ones(num_points))
+
+
+def all_points(num_points: int, start: Int[Array, ""], stop: Int[Array, ""]) -> Points:
+    """Every flat index of [start, stop), then weightless repetitions of the last up to
+    `num_points`, which must be at least `stop - start`."""
+    index = start + jnp.arange(num_points)
+    return Points(jnp.minimum(index, stop - 1), (index < stop).astype(jnp.float32))
+
+
+def sample_coords(
+    key: Key[Array, ""], points: Points, shape: Int[Array, " axes"]
+) -> Float[Array, "points axes"]:
+    """Continuous positions: x, y and z uniform in [-1, 1], the time that of each point's frame."""
+    coords = index_to_coords(points.index, shape)
+    space = jax.random.uniform(key, (coords.shape[0], 3), minval=-1.0, maxval=1.0)
+    return coords.at[:, :3].set(space)

@@ -1,0 +1,248 @@
+"""The claims C1 to C10 of the paper (arXiv 2511.21409) as inequalities on scores, and whether they
+hold.
+
+The limits below put the paper's words into numbers, and are
+not to be fitted to results.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pandas as pd
+
+from nfcl_jax.report.results import BASELINE, Scores
+from nfcl_jax.report.verdicts import Claim, Inequality, above, below, verdict
+
+SUBSTANTIAL = 3.0  # dB of PSNR: twice or half the mean squared error
+SAME = 1.0  # dB: "near", "without harming"
+SAME_SSIM = 0.02
+KEPT_SSIM = 0.1  # of SSIM may go where it is "kept high"
+FAILED = 10.0  # dB below what it was: ten times the mean squared error
+HIGH_QUALITY = 30.0  # dB
+HIGH_SSIM = 0.8
+LEARNED_DSC = 0.835  # rounds to 0.84, the paper's lowest
+FAILED_DSC = 0.5  # of a patient's worst fit
+MOST = 0.5  # of the patients: fewer are "individual" ones
+
+# By name: another field or strategy joins no claim.
+DOMAIN, SIGNAL, DISTILLATION = "domain_expansion", "signal_expansion", "distillation"
+FIELDS = ("pe_relu", "siren", "finer", "diner")
+OTHERS = ("pe_relu", "siren", "finer")  # than DINER
+
+
+def first_at_end(scores, scenario, field, strategy, metric="psnr"):
+    """Of the first frame, or the image, after the last task."""
+    return scores.get(scenario, field, strategy, 0, 1, metric)
+
+
+def first_when_learned(scores, scenario, field, strategy, metric="psnr"):
+    return scores.get(scenario, field, strategy, 1, 1, metric)
+
+
+def last_at_end(scores, scenario, field, strategy, metric="psnr"):
+    """Of the last frame, or the mask, after the last task."""
+    return scores.get(scenario, field, strategy, 0, 0, metric)
+
+
+def gap(scores, field, metric):
+    """What the first frame is behind the last, fine-tuned, at the end."""
+    last = last_at_end(scores, DOMAIN, field, BASELINE, metric)
+    return last - first_at_end(scores, DOMAIN, field, BASELINE, metric)
+
+
+def lost(scores, scenario, field, metric="psnr"):
+    """What the first frame, or the image, has lost since it was learned, fine-tuned."""
+    learned = first_when_learned(scores, scenario, field, BASELINE, metric)
+    return learned - first_at_end(scores, scenario, field, BASELINE, metric)
+
+
+def gain(scores, scenario, field, metric="psnr"):
+    """What distillation adds on the first frame, or the image, at the end."""
+    kept = first_at_end(scores, scenario, field, DISTILLATION, metric)
+    return kept - first_at_end(scores, scenario, field, BASELINE, metric)
+
+
+def diner_above_all(what: str, score: Callable[[str], pd.Series]) -> Iterable[Inequality]:
+    """DINER has more than every other field; `score` is that of a field."""
+    for f in OTHERS:
+        yield above(f"diner - {f}: {what}", score("diner") - score(f), 0.0)
+
+
+def c1(scores):
+    for f in ("siren", "finer", "diner"):
+        yield above(f"{f}: PSNR, last - first frame", gap(scores, f, "psnr"), SUBSTANTIAL)
+    yield below("pe_relu: PSNR, last - first frame", gap(scores, "pe_relu", "psnr"), SAME)
+    for f in ("siren", "finer"):
+        for g in ("pe_relu", "diner"):
+            more = gap(scores, f, "ssim") - gap(scores, g, "ssim")
+            yield above(f"{f} - {g}: SSIM, last - first frame", more, 0.0)
+
+
+def c2(scores):
+    psnr, ssim = (lost(scores, DOMAIN, "diner", metric) for metric in ("psnr", "ssim"))
+    yield above("diner: PSNR lost on the first frame", psnr, SUBSTANTIAL)
+    yield below("diner: SSIM lost on the first frame", ssim, KEPT_SSIM)
+    kept = first_at_end(scores, DOMAIN, "diner", BASELINE, "ssim")
+    yield above("diner: SSIM of the first frame", kept, HIGH_SSIM)
+
+
+def c3(scores):
+    for f in FIELDS:
+        for metric, slack in (("psnr", SAME), ("ssim", SAME_SSIM)):
+            name = metric.upper()
+            gained = gain(scores, DOMAIN, f, metric)
+            yield above(f"{f}: {name} gained on the first frame", gained, 0.0)
+            distilled = last_at_end(scores, DOMAIN, f, DISTILLATION, metric)
+            harm = last_at_end(scores, DOMAIN, f, BASELINE, metric) - distilled
+            yield below(f"{f}: {name} lost on the last frame", harm, slack)
+
+
+def c4(scores):
+    what = "PSNR gained on the first frame"
+    yield from diner_above_all(what, lambda f: gain(scores, DOMAIN, f))
+    for f in ("siren", "finer"):
+        more = gain(scores, DOMAIN, f) - gain(scores, DOMAIN, "pe_relu")
+        yield above(f"{f} - pe_relu: {what}", more, 0.0)
+
+
+def c5(scores):
+    for f in FIELDS:
+        yield above(f"{f}: PSNR lost on the image", lost(scores, SIGNAL, f), FAILED)
+
+
+def c6(scores):
+    for f in FIELDS:
+        yield above(f"{f}: PSNR gained on the image", gain(scores, SIGNAL, f), SUBSTANTIAL)
+    yield from diner_above_all(
+        "PSNR of the image with distillation",
+        lambda f: first_at_end(scores, SIGNAL, f, DISTILLATION),
+    )
+
+
+def c7(scores):
+    for f in FIELDS:
+        for strategy in (BASELINE, DISTILLATION):
+            dsc = last_at_end(scores, SIGNAL, f, strategy, "dsc")
+            yield above(f"{f}: DSC, {strategy}", dsc, LEARNED_DSC)
+
+
+def c8(scores):
+    tuned = last_at_end(scores, SIGNAL, "diner", BASELINE, "dsc")
+    distilled = last_at_end(scores, SIGNAL, "diner", DISTILLATION, "dsc")
+    for f in OTHERS:
+        more = last_at_end(scores, SIGNAL, f, BASELINE, "dsc") - tuned
+        yield above(f"{f} - diner: DSC, finetune", more, 0.0)
+    failed, still = (
+        (scores.get(SIGNAL, "diner", s, 0, 0, "dsc", "worst") < FAILED_DSC).astype(float)
+        for s in (BASELINE, DISTILLATION)
+    )
+    yield above("diner: share of patients failed on, finetune", failed, 0.0)
+    yield below("diner: share of patients failed on, finetune", failed, MOST)
+    yield above("diner: the same, finetune - distillation", failed - still, 0.0)
+    yield above("diner: DSC, distillation - finetune", distilled - tuned, 0.0)
+
+
+def c9(scores):
+    for scenario, what, score in (
+        (DOMAIN, "last frame", last_at_end),
+        (SIGNAL, "image before the mask", first_when_learned),
+    ):
+        poor = score(scores, scenario, "pe_relu", BASELINE)
+        yield below(f"pe_relu: PSNR of the {what}", poor, HIGH_QUALITY)
+        yield from diner_above_all(
+            f"PSNR of the {what}",
+            lambda f, score=score, scenario=scenario: score(scores, scenario, f, BASELINE),
+        )
+
+
+def c10(scores):
+    for f in FIELDS:
+        kept = first_at_end(scores, DOMAIN, f, "ewc")
+        gained = kept - first_at_end(scores, DOMAIN, f, BASELINE)
+        yield below(f"{f}: PSNR that EWC adds to the first frame", gained, SUBSTANTIAL)
+
+
+CLAIMS = (
+    Claim(
+        "C1",
+        "Domain expansion: fine-tuned fields are poor on the first frame; SIREN and FINER forget "
+        "most, PE-ReLU hardly.",
+        f"The first frame ends more than {SUBSTANTIAL:g} dB below the last for SIREN, FINER and "
+        f"DINER, by less than {SAME:g} dB for PE-ReLU; in SSIM it ends further below for SIREN and "
+        "FINER than for PE-ReLU and DINER.",
+        c1,
+    ),
+    Claim(
+        "C2",
+        "Domain expansion: fine-tuned DINER keeps SSIM high on the first frame while its PSNR "
+        "drops.",
+        f"DINER's first frame loses more than {SUBSTANTIAL:g} dB of PSNR and less than "
+        f"{KEPT_SSIM:g} of SSIM, which stays above {HIGH_SSIM:g}.",
+        c2,
+    ),
+    Claim(
+        "C3",
+        "Domain expansion: distillation improves the first frame for every field, without harming "
+        "the last.",
+        "With distillation every field's first frame has a higher PSNR and SSIM, and its last "
+        f"frame at most {SAME:g} dB and {SAME_SSIM:g} less.",
+        c3,
+    ),
+    Claim(
+        "C4",
+        "Domain expansion: the gain is largest for DINER and smallest for PE-ReLU.",
+        "What distillation adds to the first frame's PSNR is more for DINER than for every other "
+        "field, and more for every other field than for PE-ReLU.",
+        c4,
+    ),
+    Claim(
+        "C5",
+        "Signal expansion: fine-tuned, every field fails on the image after learning the mask; "
+        "PE-ReLU and DINER forget here too.",
+        f"Every field's image loses more than {FAILED:g} dB.",
+        c5,
+    ),
+    Claim(
+        "C6",
+        "Signal expansion: distillation improves the image substantially for every field; DINER "
+        "ends best.",
+        f"Distillation adds more than {SUBSTANTIAL:g} dB to every field's image; with it DINER's "
+        "has a higher PSNR than every other field's.",
+        c6,
+    ),
+    Claim(
+        "C7",
+        "Signal expansion: every field learns the mask, with and without distillation, DSC 0.84 to "
+        "1.00.",
+        f"The mean DSC is above {LEARNED_DSC:g} for every field and both strategies.",
+        c7,
+    ),
+    Claim(
+        "C8",
+        "Signal expansion: fine-tuned DINER has the lower DSC, from failing on individual "
+        "patients; distillation mends that.",
+        "Fine-tuned, every other field has a higher DSC than DINER; DINER fails on some patients "
+        f"(DSC of a fit below {FAILED_DSC:g}), but on fewer than half; with distillation it fails "
+        "on fewer and has a higher DSC.",
+        c8,
+    ),
+    Claim(
+        "C9",
+        "PE-ReLU does not reach high reconstruction quality in either scenario; DINER "
+        "reconstructs best.",
+        f"PE-ReLU's last frame, and its image before the mask, have a PSNR below {HIGH_QUALITY:g} "
+        "dB; DINER's have a higher one than every other field's.",
+        c9,
+    ),
+    Claim(
+        "C10",
+        "Elastic weight consolidation does not prevent the forgetting.",
+        f"EWC adds less than {SUBSTANTIAL:g} dB to the first frame of every field.",
+        c10,
+    ),
+)
+
+
+def judge(scores: Scores) -> list[dict[str, Any]]:
+    """The verdict on every claim, see `verdicts.verdict`."""
+    return [verdict(claim, scores) for claim in CLAIMS]

@@ -1,0 +1,244 @@
+"""The figures of a report. One language for all: each field's own colour and marker, open for
+fine-tuning, filled for the strategies beside it; means over patients with their 95% bootstrap
+intervals, patients faint behind."""
+
+import io
+import itertools
+from collections.abc import Iterable, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from nfcl_jax.fields import FIELDS, Field, field_title
+from nfcl_jax.metrics import format_number, metric_title, metrics_of
+from nfcl_jax.report.results import BASELINE, Scores
+from nfcl_jax.report.statistics import bootstrap_interval
+from nfcl_jax.scenarios import SCENARIOS
+from nfcl_jax.strategies import strategy_title
+
+FILLS = ("full", "left", "top", "right", "bottom")  # of markers, for strategies in turn
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "nfcl_jax",  # the same figure is the same file
+}
+
+
+def first_against_last(scores: Scores, scenario: str) -> Figure:
+    """After the last task: the scores of the first task over those of the last, which has the same
+    kind of head."""
+    first, last = SCENARIOS[scenario].ends
+    metrics = metrics_of(first.head.kind, detail=False)
+    fills = _fills(_strategies(scores, scenario))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.8 * len(metrics), 4.1), layout="constrained")
+        for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics,
+                                strict=True):  # fmt: skip
+            ends = []
+            for field, strategy in scores.of(scenario):
+                x, y = (scores.get(scenario, field, strategy, 0, task, metric) for task in (0, 1))
+                _cross(axes, x, y, _marker(field, fills[strategy]))
+                ends += [*x, *y]
+            low, high = _limits(ends)
+            axes.plot([low, high], [low, high], color="#999999", linewidth=1, zorder=0)
+            axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+            axes.set_xlabel(f"{metric_title(metric)}: {last.name}")
+            axes.set_ylabel(f"{metric_title(metric)}: {first.name}")
+            _along_diagonal(axes, low, high, "as good as the last")
+        _legend(figure, scores, scenario)
+    return figure
+
+
+def _along_diagonal(axes: Axes, low: float, high: float, text: str) -> None:
+    axes.annotate(
+        text,
+        ((low + 3 * high) / 4,) * 2,
+        rotation=45,
+        rotation_mode="anchor",
+        xytext=(-3, 3),
+        textcoords="offset points",
+        ha="center",
+        color="#777777",
+        fontsize=8,
+    )
+
+
+def first_and_last(scores: Scores, scenario: str) -> Figure:
+    """After the last task, which has another kind of head than the first: the scores of both."""
+    first, last = SCENARIOS[scenario].ends
+    panels = [(first, 1, m) for m in metrics_of(first.head.kind, detail=False)]
+    panels += [(last, 0, m) for m in metrics_of(last.head.kind, detail=False)]
+    fields, strategies = _fields(scores, scenario), _strategies(scores, scenario)
+    fills, middle = _fills(strategies), (len(strategies) - 1) / 2
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.5 * len(panels) + 0.1, 3.6), layout="constrained")
+        for axes, (task, number, metric) in zip(figure.subplots(1, len(panels)), panels,
+                                                strict=True):  # fmt: skip
+            for field, strategy in scores.of(scenario):
+                values = scores.get(scenario, field, strategy, 0, number, metric)
+                offset = (strategies.index(strategy) - middle) * 0.68 / len(strategies)
+                style = _marker(field, fills[strategy])
+                _column(axes, fields.index(field) + offset, values, style)
+            for place, field in enumerate(fields) if number else ():
+                before = scores.get(scenario, field, BASELINE, 1, 1, metric).mean()
+                axes.plot([place - 0.4, place + 0.4], [before] * 2, color="#555555", lw=1.2)
+            axes.set_xticks(range(len(fields)), [field_title(field) for field in fields])
+            axes.set_xlim(-0.6, len(fields) - 0.4)
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+            axes.grid(axis="x", visible=False)
+            axes.tick_params(axis="x", labelsize=8, length=0)
+            name, *unit = metric_title(metric).split(", ")
+            axes.set_title(", ".join([f"{name} of the {task.name}", *unit]), fontsize=10)
+        line = Line2D([], [], color="#555555", label=f"before the {last.name}")
+        _legend(figure, scores, scenario, [line])
+    return figure
+
+
+def task_matrix(scores: Scores, scenario: str) -> Figure:
+    """The mean of the first metric of every task after every task, per field and strategy."""
+    tasks = SCENARIOS[scenario].tasks(1.0)
+    metric, size = metrics_of(tasks[0].head.kind)[0], len(tasks)
+    fields, strategies = _fields(scores, scenario), _strategies(scores, scenario)
+    matrices = {
+        pair: np.array(
+            [
+                [scores.get(scenario, *pair, s, e, metric).mean() if e <= s else np.nan
+                 for e in range(1, size + 1)]
+                for s in range(1, size + 1)
+            ]
+        )
+        for pair in scores.of(scenario)
+    }  # fmt: skip
+    finite = [value for m in matrices.values() for value in m[np.isfinite(m)]] or [0.0, 1.0]
+    colours = ScalarMappable(Normalize(min(finite), max(finite)), "viridis")
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(
+            figsize=(1.9 * len(fields) + 0.9, 1.9 * len(strategies) + 0.6), layout="constrained"
+        )
+        grid = figure.subplots(len(strategies), len(fields), squeeze=False)
+        for (i, j), axes in np.ndenumerate(grid):
+            matrix = matrices.get((fields[j], strategies[i]), np.full((size, size), np.nan))
+            _draw_matrix(axes, matrix, colours, metric)
+            if i == 0:
+                axes.set_title(field_title(fields[j]), fontsize=10)
+            if i == len(strategies) - 1:
+                axes.set_xlabel("task")
+            if j == 0:
+                axes.set_ylabel(f"{series_title(strategies[i])}\nafter task")
+        figure.colorbar(colours, ax=grid, label=metric_title(metric), shrink=0.8, aspect=30,
+                        pad=0.02)  # fmt: skip
+    return figure
+
+
+def _draw_matrix(axes: Axes, matrix: np.ndarray, colours: ScalarMappable, metric: str) -> None:
+    axes.imshow(matrix, cmap=colours.cmap, norm=colours.norm)
+    for (row, column), value in np.ndenumerate(matrix):
+        if np.isfinite(value):
+            colour = "white" if colours.norm(value) < 0.6 else "black"
+            words = format_number(metric, value)
+            axes.text(column, row, words, ha="center", va="center", color=colour, size=8)
+    axes.set_xticks(range(len(matrix)), range(1, len(matrix) + 1))
+    axes.set_yticks(range(len(matrix)), range(1, len(matrix) + 1))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _fields(scores: Scores, scenario: str) -> list[str]:
+    return list(dict.fromkeys(field for field, _ in scores.of(scenario)))
+
+
+def _strategies(scores: Scores, scenario: str) -> list[str]:
+    """Fine-tuning first, then as in the dictionary of strategies, with their variants."""
+    return list(dict.fromkeys(strategy for _, strategy in scores.of(scenario)))
+
+
+def series_title(strategy: str) -> str:
+    """A strategy in words, with the constants that tell it from others: "distilled, weight 10"."""
+    name, *constants = strategy.split(", ")
+    return ", ".join([strategy_title(name), *constants])
+
+
+def _marker(field: str, fill: str) -> dict:
+    """Open for fine-tuning, full for the first strategy beside it, half for others in turn."""
+    look = FIELDS.get(field, Field)
+    return {
+        "marker": look.marker,
+        "color": look.colour,
+        "fillstyle": "full" if fill == "none" else fill,
+        "markerfacecolor": "white" if fill == "none" else look.colour,
+        "markerfacecoloralt": "white",
+        "linestyle": "none",
+        "markeredgewidth": 1.4,
+    }
+
+
+def _fills(strategies: Sequence[str]) -> dict[str, str]:
+    others = [strategy for strategy in strategies if strategy != BASELINE]
+    return {BASELINE: "none"} | dict(zip(others, itertools.cycle(FILLS), strict=False))
+
+
+def _interval(values: pd.Series) -> np.ndarray:
+    """Lengths of an error bar below and above the mean."""
+    low, high = bootstrap_interval(values.to_numpy())
+    mean = values.mean()
+    return np.nan_to_num([[mean - low], [high - mean]])
+
+
+def _cross(axes: Axes, x: pd.Series, y: pd.Series, style: dict) -> None:
+    """Patients, and their mean with its interval in both directions."""
+    both = pd.concat([x, y], axis=1, join="inner")
+    axes.plot(both.iloc[:, 0], both.iloc[:, 1], **style, markersize=3.5, alpha=0.25, zorder=1)
+    bars = {"xerr": _interval(x), "yerr": _interval(y)}
+    axes.errorbar(x.mean(), y.mean(), **bars, **style, markersize=8, zorder=3)
+
+
+def _column(axes: Axes, place: float, values: pd.Series, style: dict) -> None:
+    axes.plot(np.full(len(values), place), values, **style, markersize=3.5, alpha=0.25, zorder=1)
+    axes.errorbar(place, values.mean(), yerr=_interval(values), **style, markersize=8, zorder=3)
+
+
+def _limits(values: Iterable[float]) -> tuple[float, float]:
+    finite = np.array([v for v in values if np.isfinite(v)])
+    if not finite.size:
+        return 0.0, 1.0
+    margin = 0.05 * (np.ptp(finite) or 1.0)
+    return float(finite.min() - margin), float(finite.max() + margin)
+
+
+def _legend(figure: Figure, scores: Scores, scenario: str, others: Sequence[Line2D] = ()) -> None:
+    handles = [
+        Line2D([], [], **_marker(field, "full"), label=field_title(field))
+        for field in _fields(scores, scenario)
+    ]
+    strategies = _strategies(scores, scenario)
+    for strategy in strategies:
+        style = _marker("", _fills(strategies)[strategy])
+        handles.append(Line2D([], [], **style, label=series_title(strategy)))
+    handles += others
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 7),
+        handletextpad=0.2,
+        columnspacing=1.2,
+    )
+
+
+def figure_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as a "png" or "svg" file; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, dpi=160, facecolor="white", metadata=metadata)
+    return buffer.getvalue()

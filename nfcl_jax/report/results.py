@@ -1,0 +1,218 @@
+"""The scores of many runs in one table, and what each patient has of them."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from nfcl_jax.config import constants_of, in_todays_terms
+from nfcl_jax.errors import ReportError
+from nfcl_jax.fields import FIELDS
+from nfcl_jax.records import Fit, Score
+from nfcl_jax.scan import Scan
+from nfcl_jax.scenarios import SCENARIOS, Scenario
+from nfcl_jax.storage import read_csv
+from nfcl_jax.strategies import STRATEGIES, constants
+
+BASELINE = "finetune"
+
+
+class FinishedRun(NamedTuple):
+    """A run that learned all its tasks. `strategy` names its constants too, such as "distillation,
+    weight 10", where they are not the defaults and there are other runs of that strategy."""
+
+    path: Path
+    config: dict[str, Any]
+    strategy: str
+
+    @property
+    def field(self) -> str:
+        return self.config["field"]["name"]
+
+    @property
+    def scenario(self) -> Scenario:
+        return SCENARIOS[self.config["scenario"]]
+
+
+def finished_runs(folders: Iterable[Path]) -> list[FinishedRun]:
+    """The finished ones among the folders of runs, in the order of tables.
+
+    Raises:
+      ReportError: if two of them have the same scenario, field, strategy, constants and seed, or
+        one has a scenario or strategy that is not known here.
+    """
+    configs = {
+        folder: in_todays_terms(json.loads((folder / "config.json").read_text()))
+        for folder in folders
+        if (folder / "summary.csv").is_file()
+    }
+    variants: dict[tuple[str, str], set[str]] = {}
+    for folder, config in configs.items():
+        _refuse_unknown(folder, config)
+        own = json.dumps(constants_of(config), sort_keys=True)
+        variants.setdefault((config["scenario"], config["strategy"]), set()).add(own)
+    runs: dict[tuple, FinishedRun] = {}
+    for folder, config in configs.items():
+        scenario, name, given = config["scenario"], config["strategy"], constants_of(config)
+        defaults = constants(name, SCENARIOS[scenario])
+        several = len(variants[scenario, name]) > 1
+        changed = {k: v for k, v in given.items() if several and defaults.get(k) != v}
+        label = ", ".join([name, *(f"{k} {_short(v)}" for k, v in sorted(changed.items()))])
+        field = config["field"]["name"]
+        place = [*FIELDS, field].index(field), field, [*STRATEGIES].index(name)
+        key = (scenario, *place, tuple(map(_sortable, given.values())), config["seed"])
+        if key in runs:
+            raise ReportError(f"{folder} and {runs[key].path} are runs of the same; remove one.")
+        runs[key] = FinishedRun(folder, config, label)
+    return [run for _, run in sorted(runs.items())]
+
+
+def _refuse_unknown(folder: Path, config: Mapping[str, Any]) -> None:
+    for kind, known in (("scenario", SCENARIOS), ("strategy", STRATEGIES)):
+        if config[kind] not in known:
+            raise ReportError(
+                f"{folder}: unknown {kind} {config[kind]!r}; there are {', '.join(known)}. "
+                "--extend=FILE.py loads the file that defines another."
+            )
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _sortable(value: Any) -> tuple[bool, Any]:
+    """Numbers before words."""
+    number = isinstance(value, (int, float))
+    return not number, value if number else str(value)
+
+
+def of_first_seed(runs: Iterable[FinishedRun], scenario: str) -> list[FinishedRun]:
+    """One run of each field and strategy of a scenario."""
+    first: dict[tuple[str, str], FinishedRun] = {}
+    for run in runs:
+        if run.config["scenario"] == scenario:
+            first.setdefault((run.field, run.strategy), run)
+    return list(first.values())
+
+
+def load_results(runs: Iterable[FinishedRun]) -> pd.DataFrame:
+    """Every score of the runs, see `as_frame`."""
+    return pd.concat(
+        [
+            as_frame(
+                run.config,
+                run.strategy,
+                read_csv(run.path / "metrics.csv", Score),
+                read_csv(run.path / "fits.csv", Fit),
+            )
+            for run in runs
+        ],
+        ignore_index=True,
+    )
+
+
+def as_frame(
+    config: Mapping[str, Any], strategy: str, scores: Sequence[Score], fits: Sequence[Fit]
+) -> pd.DataFrame:
+    """The scores of one run.
+
+    Columns: scenario, field, strategy, weight, seed, patient, image, trained_task, evaluated_task,
+    metric, value; and `failed`, whether that field collapsed or diverged in a task up to
+    `trained_task`.
+    """
+    frame = pd.DataFrame(scores)
+    first_failure: dict[tuple[str, str], int] = {}
+    for fit in fits:
+        if fit.collapsed or fit.diverged:
+            name = (fit.patient, fit.image)
+            first_failure[name] = min(fit.task, first_failure.get(name, fit.task))
+    names = zip(frame["patient"], frame["image"], strict=True)
+    frame["failed"] = frame["trained_task"] >= [first_failure.get(n, np.inf) for n in names]
+    run = {
+        "scenario": config["scenario"],
+        "field": config["field"]["name"],
+        "strategy": strategy,
+        "weight": constants_of(config).get("weight"),
+        "seed": config["seed"],
+    }
+    return frame.assign(**run)[[*run, *frame.columns]].astype({"weight": float})
+
+
+KEY = ["scenario", "field", "strategy", "trained_task", "evaluated_task", "metric"]
+
+
+def per_patient(results: pd.DataFrame) -> pd.DataFrame:
+    """One row per score and patient: the mean over the patient's images and seeds.
+
+    Columns: KEY, patient, `value`, `worst` of them (0 for one without a score: a diverged fit has
+    nothing to show), `failed` (any of its fits did) and `value_without_failed`, the mean over fits
+    that did not. Scores that are NaN are left out of each mean.
+    """
+    frame = results.assign(
+        value_without_failed=results["value"].where(~results["failed"]),
+        worst=results["value"].fillna(0.0),
+    )
+    return (
+        frame.groupby([*KEY, "patient"], sort=False)
+        .agg(
+            value=("value", "mean"),
+            worst=("worst", "min"),
+            failed=("failed", "any"),
+            value_without_failed=("value_without_failed", "mean"),
+        )
+        .reset_index()
+    )
+
+
+class Scores:
+    """Looks up what patients scored; the table is that of `per_patient`."""
+
+    def __init__(self, patients: pd.DataFrame):
+        self._groups = {
+            key: group.set_index("patient") for key, group in patients.groupby(KEY, sort=False)
+        }
+        self.num_tasks = patients.groupby("scenario")["trained_task"].max().to_dict()
+        self.present = list(dict.fromkeys(zip(*(patients[c] for c in KEY[:3]), strict=True)))
+
+    def of(self, scenario: str) -> list[tuple[str, str]]:
+        """Fields and strategies that there are of a scenario."""
+        return [(field, strategy) for name, field, strategy in self.present if name == scenario]
+
+    def get(
+        self,
+        scenario: str,
+        field: str,
+        strategy: str,
+        trained: int,
+        evaluated: int,
+        metric: str,
+        column: str = "value",
+    ) -> pd.Series:
+        """Each patient's score on task `evaluated` after task `trained`; 0 is the last task. Empty
+        where there is none; patients without the score are left out."""
+        last = self.num_tasks.get(scenario, 0)
+        key = (scenario, field, strategy, trained or last, evaluated or last, metric)
+        group = self._groups.get(key)
+        return pd.Series(dtype=float) if group is None else group[column].dropna()
+
+
+def scores_of_scan(
+    results: pd.DataFrame, run: FinishedRun, scan: Scan, trained: int, evaluated: int
+) -> dict[str, float]:
+    """What one run scored on one scan, by metric."""
+    wanted: dict[str, Any] = {
+        "scenario": run.config["scenario"],
+        "field": run.field,
+        "strategy": run.strategy,
+        "seed": run.config["seed"],
+        "patient": scan.patient,
+        "image": scan.image,
+        "trained_task": trained,
+        "evaluated_task": evaluated,
+    }
+    chosen = np.logical_and.reduce([results[name] == value for name, value in wanted.items()])
+    found = results.loc[chosen]
+    return dict(zip(found["metric"], found["value"], strict=True))

@@ -1,0 +1,92 @@
+"""Numbers over patients, and over the matrix of scores that continual learning leaves.
+
+R[s, e] is a score (the higher the better) on task e after learning task s, of S tasks. It is NaN
+for s < e and where a task has no such score; all four summaries of R leave those out, and are NaN
+where nothing is left.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+RESAMPLES = 10_000
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+class PairedTest(NamedTuple):
+    """See `paired_test`."""
+
+    p: float
+    effect: float
+
+
+def average_forgetting(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
+    """Mean over tasks e < S of max over e <= s < S of R[s, e], minus R[S, e]: what was lost since
+    the best time (Chaudhry et al., ECCV 2018)."""
+    before = matrix[:-1, :-1]
+    if not before.size:  # of a single task there is nothing to forget
+        return float("nan")
+    scored = np.isfinite(before).any(axis=0)
+    best = np.nanmax(before[:, scored], axis=0)
+    return _mean(best - matrix[-1, :-1][scored])
+
+
+def backward_transfer(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
+    """Mean over tasks e < S of R[S, e] - R[e, e]: negative where later tasks harm earlier ones
+    (Lopez-Paz and Ranzato, NeurIPS 2017)."""
+    return _mean((matrix[-1] - np.diagonal(matrix))[:-1])
+
+
+def stability(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
+    """Mean over tasks e < S of R[S, e]: what is left of the earlier tasks at the end."""
+    return _mean(matrix[-1, :-1])
+
+
+def plasticity(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
+    """Mean over all tasks e of R[e, e]: how well each was learned when it came."""
+    return _mean(np.diagonal(matrix))
+
+
+SUMMARIES = {
+    "forgetting": average_forgetting,
+    "backward_transfer": backward_transfer,
+    "stability": stability,
+    "plasticity": plasticity,
+}
+
+
+def _mean(values: np.ndarray) -> float:
+    present = values[~np.isnan(values)]
+    return float(np.mean(present)) if present.size else float("nan")
+
+
+def bootstrap_interval(values: Float[np.ndarray, " patients"]) -> Interval:
+    """95% percentile interval of the mean over patients, by 10,000 resamples from a fixed seed
+    (Efron, 1979). NaN for fewer than two patients or values that are not finite."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return Interval(float("nan"), float("nan"))
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return Interval(float(low), float(high))
+
+
+def paired_test(differences: Float[np.ndarray, " patients"]) -> PairedTest:
+    """Wilcoxon's signed-rank test of paired differences (1945), two-sided, zeros left out.
+
+    With n patients p cannot be below 2^(1 - n). The effect is the matched-pairs rank-biserial
+    correlation (Kerby, 2014), (W+ - W-) / (W+ + W-): the ranks of the positive differences less
+    those of the negative, from -1 to 1. NaN if no difference is left.
+    """
+    from scipy import stats  # slow to import, and only a report needs it
+
+    values = differences[np.isfinite(differences) & (differences != 0)]
+    if not values.size:
+        return PairedTest(float("nan"), float("nan"))
+    ranks = stats.rankdata(np.abs(values))
+    effect = float(np.sum(ranks * np.sign(values)) / np.sum(ranks))
+    return PairedTest(float(stats.wilcoxon(values).pvalue), effect)

@@ -1,0 +1,145 @@
+"""What a run's folder holds beside its checkpoints, and whether it is the run that is asked for."""
+
+import contextlib
+import functools
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from nfcl_jax.config import INDIFFERENT, in_todays_terms
+from nfcl_jax.errors import ConfigError
+from nfcl_jax.fields import create_field, init_params
+from nfcl_jax.params import num_parameters
+from nfcl_jax.records import Fit, Score
+from nfcl_jax.scan import Scan
+from nfcl_jax.scenarios import SCENARIOS, Task, num_channels
+from nfcl_jax.storage import Label, read_csv, write_file
+
+log = logging.getLogger("nfcl_jax")
+
+
+def tasks_of(config: Mapping[str, Any]) -> tuple[Task, ...]:
+    """The tasks of a config's scenario."""
+    return SCENARIOS[config["scenario"]].tasks(config["huber_delta"])
+
+
+def label_of(config: Mapping[str, Any]) -> Label:
+    """What tells the rows of this run from another's."""
+    return Label(config["scenario"], config["field"]["name"], config["strategy"], config["seed"])
+
+
+def describe_scans(
+    scans: Sequence[Scan], config: Mapping[str, Any], left_out: Mapping[str, list[str]]
+) -> list[dict[str, Any]]:
+    """What patients.json holds: of each scan, with the size of its field, and of each patient that
+    is left out, with the reasons."""
+    channels, records = num_channels(tasks_of(config)), []
+    for scan in scans:
+        field = create_field(config["field"], channels, scan.intensities.size)
+        records.append(
+            {
+                "patient": scan.patient,
+                "image": scan.image,
+                "shape": scan.shape,
+                "frame_numbers": scan.frame_numbers,
+                "spacing": scan.spacing,
+                "affine": scan.affine.tolist(),
+                "parameters": _count_parameters(field, len(scan.shape)),
+            }
+        )
+    return records + [{"patient": name, "left_out": faults} for name, faults in left_out.items()]
+
+
+@functools.lru_cache
+def _count_parameters(field, axes: int) -> int:
+    init = functools.partial(init_params, field, axes=axes)
+    return num_parameters(jax.eval_shape(init, jax.random.key(0)))
+
+
+def write_description(workdir: Path, config: Mapping[str, Any], scan_records: list[dict]) -> None:
+    """Writes config.json and patients.json."""
+    write_file(workdir / "config.json", json.dumps(config, indent=2))
+    write_file(workdir / "patients.json", json.dumps(scan_records, indent=2))
+
+
+def refuse_another_run(config: Mapping[str, Any], scan_records: list[dict], workdir: Path) -> None:
+    """Raises ConfigError, naming what differs, if `workdir` holds a run of something else."""
+    differing = []
+    for name, wanted in (("config.json", config), ("patients.json", scan_records)):
+        path = workdir / name
+        if path.exists():
+            pair = [json.loads(path.read_text()), json.loads(json.dumps(wanted))]
+            if name == "config.json":
+                pair = [_what_matters(in_todays_terms(config)) for config in pair]
+            differing += _differences(*pair, name.split(".")[0])
+    if differing:
+        raise ConfigError(
+            f"{workdir}: holds a run with\n  "
+            + "\n  ".join(differing)
+            + "\nGo on with it by its own settings, or choose another --workdir."
+        )
+
+
+def _what_matters(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what changes no result, and without the spelling of a path."""
+    data = config["data"] | {"root": str(Path(config["data"]["root"]).resolve())}
+    data.pop("skip_invalid", None)  # patients.json tells who was left out
+    return {k: v for k, v in config.items() if k not in INDIFFERENT} | {"data": data}
+
+
+def _differences(there, wanted, name: str) -> list[str]:
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        keys = sorted(there.keys() | wanted.keys())
+        pairs = [(there.get(k), wanted.get(k), f"{name}.{k}") for k in keys]
+        return [line for pair in pairs for line in _differences(*pair)]
+    return [] if there == wanted else [f"{name} = {there!r} instead of {wanted!r}"]
+
+
+def read_rows(workdir: Path, most: int) -> tuple[list[Score], list[Fit]]:
+    """What a run's folder holds of its first `most` tasks.
+
+    Raises:
+      ConfigError: if they cannot be read, or a task has no rows.
+    """
+    try:
+        scores = read_csv(workdir / "metrics.csv", Score)
+        fits = read_csv(workdir / "fits.csv", Fit)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for task in range(1, most + 1):
+        if not any(row.trained_task == task for row in scores):
+            raise ConfigError(f"{workdir / 'metrics.csv'}: has no rows of task {task}.")
+    return (
+        [row for row in scores if row.trained_task <= most],
+        [row for row in fits if row.task <= most],
+    )
+
+
+@contextlib.contextmanager
+def log_to(path: Path, quiet: type[BaseException]):
+    """Sends the log to a file too, and what ends the run early; of an end of the `quiet` kind no
+    more than its message."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    # A full disk is told of by what cannot do without it.
+    handler.handleError = lambda record: None
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    except quiet as stop:
+        log.info("%s; the same command goes on from here", stop)
+        raise
+    except BaseException:
+        record = log.makeRecord(log.name, logging.ERROR, "", 0, "ended early", (), sys.exc_info())
+        handler.handle(record)
+        raise
+    finally:
+        log.removeHandler(handler)
+        with contextlib.suppress(OSError):
+            handler.close()

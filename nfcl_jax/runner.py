@@ -1,0 +1,298 @@
+"""One run: learns every task on the scans it is given, and writes all results below its folder."""
+
+import functools
+import logging
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import pandas as pd
+from jax.sharding import Mesh
+
+from nfcl_jax import checkpoints, partial
+from nfcl_jax.batching import device_mesh
+from nfcl_jax.config import constants_of, split_words
+from nfcl_jax.data.cohorts import Cohort, read_cohort, refuse_faults
+from nfcl_jax.data.phantom import write_phantom
+from nfcl_jax.errors import CheckpointError, ConfigError
+from nfcl_jax.fitting import Recipe
+from nfcl_jax.locks import Stopped
+from nfcl_jax.loop import Hooks, Start, learn
+from nfcl_jax.records import Progress, TaskResult
+from nfcl_jax.report.results import as_frame, per_patient
+from nfcl_jax.report.tables import summary_of_run
+from nfcl_jax.run_folder import (
+    describe_scans,
+    label_of,
+    log_to,
+    read_rows,
+    refuse_another_run,
+    tasks_of,
+    write_description,
+)
+from nfcl_jax.scan import Scan
+from nfcl_jax.storage import write_csv, write_file
+from nfcl_jax.strategies import create_strategy
+
+log = logging.getLogger("nfcl_jax")
+
+
+class Outcome(NamedTuple):
+    """What came out of a run: what its summary.csv holds, the scans whose fits diverged or
+    collapsed in any task, and whether there are others."""
+
+    summary: pd.DataFrame
+    failed: list[str]
+    usable: bool
+
+    def fault(self, strict: bool, left_out: Iterable[str]) -> str:
+        """Why the exit code is 1, if it is."""
+        if not self.usable:
+            return "every fit diverged or collapsed; fits.csv tells in which task"
+        if strict and (self.failed or left_out):
+            return f"not usable, in a strict run: {', '.join([*self.failed, *left_out])}"
+        return ""
+
+
+class Caller(NamedTuple):
+    """What the caller of a run has to do with it.
+
+    Attributes:
+      on_progress: called between chunks of steps.
+      asked_to_stop: the number of the signal that asked for it, if one has; see `locks.stopping`.
+      twin: a run that differs in the strategy alone. The first task knows no strategy: if this run
+        has not learned it, it is taken from there.
+      left_out: the faults of patients without scans, for patients.json.
+    """
+
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    asked_to_stop: Callable[[], int | None] = lambda: None
+    twin: Path | None = None
+    left_out: Mapping[str, list[str]] = MappingProxyType({})
+
+
+def read_data(config: Mapping[str, Any], scenarios: Iterable[str], workdir: Path) -> Cohort:
+    """The scans of the config's patients for each scenario; of the phantom, written first, if the
+    config names no root.
+
+    Raises:
+      DataError: if there are faults that the config does not skip, or nothing is left.
+    """
+    data = config["data"]
+    root, dataset = data["root"], data["dataset"]
+    if not root:
+        root, dataset = written_phantom(workdir), "acdc"
+        log.info("no config.data.root: running on the built-in phantom, written to %s", root)
+    cohort = read_cohort(root, scenarios, split_words(data["patients"]), dataset)
+    for warning in cohort.warnings:
+        log.warning(warning)
+    if not data["skip_invalid"] or not any(cohort.scans.values()):
+        refuse_faults(cohort)
+    return cohort
+
+
+def phantom_root(workdir: Path) -> Path:
+    """Where the phantom goes that is used when no data are named."""
+    return workdir / "phantom"
+
+
+def written_phantom(workdir: Path) -> Path:
+    """The phantom's folder; it is written the first time."""
+    root = phantom_root(workdir)
+    return root if root.exists() else write_phantom(root)
+
+
+def recipe_of(config: Mapping[str, Any]) -> Recipe:
+    """How a config has every task fitted."""
+    shared = {name: config[name] for name in Recipe._fields if name not in ("field", "strategy")}
+    strategy = create_strategy(config["strategy"], constants_of(config))
+    return Recipe(field=config["field"], strategy=strategy, **shared)
+
+
+def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller: Caller) -> Outcome:
+    """One run; its folder may hold a part of the same run, which is not done again.
+
+    Args:
+      config: checked, see `config.check_config`.
+      scans: as `read_data` gives them for this config.
+      workdir: the run's folder.
+      caller: see there.
+
+    Returns:
+      What came out.
+
+    Raises:
+      ConfigError: if the folder holds another run.
+      CheckpointError, OSError: if something cannot be written.
+      InactivePenaltyError: if the strategy does nothing.
+      Stopped: once asked to stop, when all that was done is saved.
+    """
+    tasks = tasks_of(config)
+    scan_records = describe_scans(scans, config, caller.left_out)
+    refuse_another_run(config, scan_records, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (
+        log_to(workdir / "train.log", quiet=Stopped),
+        jax.default_matmul_precision(config["matmul_precision"]),
+    ):
+        _log_start(scan_records)
+        write_description(workdir, config, scan_records)
+        label, metadata = label_of(config), {"config": config, "scans": scan_records}
+        started = time.monotonic()
+        start = _learned_before(workdir, len(tasks))
+        scores, fits = read_rows(workdir, start.task) if start.task else ([], [])
+        if start.task:
+            log.info("%d of %d tasks were learned before", start.task, len(tasks))
+        for result in _learn(config, scans, workdir, start, caller):
+            scores += result.scores
+            fits += result.fits
+            write_csv(workdir / "metrics.csv", scores, label)
+            write_csv(workdir / "fits.csv", fits)
+            # The checkpoint comes last: where it is, the task's rows are.
+            checkpoints.save(workdir, result.number, result.learned, metadata)
+            partial.clear(workdir)
+            _log_task(result, tasks[result.number - 1].name, len(tasks))
+            if caller.asked_to_stop() and result.number < len(tasks):
+                raise Stopped(caller.asked_to_stop())
+        frame = as_frame(config, config["strategy"], scores, fits)
+        summary = summary_of_run(per_patient(frame))
+        write_file(workdir / "summary.csv", summary.to_csv(index=False, na_rep="nan"))
+        log.info("done in %.0f s; everything is in %s", time.monotonic() - started, workdir)
+    failed = {(fit.patient, fit.image) for fit in fits if fit.diverged or fit.collapsed}
+    everyone = {(scan.patient, scan.image) for scan in scans}
+    return Outcome(summary, sorted(map("/".join, failed)), not everyone <= failed)
+
+
+def _learned_before(workdir: Path, num_tasks: int) -> Start:
+    """How many tasks the folder holds, and what the last of them left, unless it was the last of
+    all. Checkpoints that cannot be used are set aside."""
+    there, learned = checkpoints.finished_tasks(workdir), checkpoints.num_learned(workdir)
+    if learned == num_tasks:
+        return Start(learned)
+    if len(there) > learned:
+        log.warning("%s: no checkpoint of task %d", workdir, learned + 1)
+    left = {}
+    while learned and not left:
+        try:
+            left = checkpoints.load_all(workdir, learned)
+        except CheckpointError as error:
+            log.warning("%s", error)
+            learned -= 1
+    for task in there:
+        if task > learned:
+            aside = checkpoints.set_aside(workdir, task)
+            log.warning("task %d is learned again; its checkpoint is now %s", task, aside)
+    return Start(learned, left)
+
+
+def _learn(
+    config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, start: Start, caller: Caller
+) -> Iterator[TaskResult]:
+    """The results of the tasks after those that are learned."""
+    tasks = tasks_of(config)
+    if start.task == len(tasks):
+        return
+    begun, faults = partial.load(workdir, start.task + 1, [scan.name for scan in scans])
+    for fault in faults:
+        log.warning(fault)
+    start = start._replace(partial=begun)
+    if not start.task and caller.twin:
+        first = _first_task_of(caller.twin)
+        if first:
+            start = Start(1, first.learned)
+            log.info("task 1 of %d is taken from %s", len(tasks), caller.twin)
+            yield first
+    mesh = device_mesh()
+    _log_machine(mesh)
+    keep = _keeper(config, workdir, caller.asked_to_stop)
+    hooks = Hooks(caller.on_progress, keep)
+    yield from learn(scans, tasks, recipe_of(config), mesh, start, hooks)
+
+
+def _first_task_of(twin: Path) -> TaskResult | None:
+    """What a run has of its first task, if that can be used."""
+    if 1 not in checkpoints.finished_tasks(twin):
+        return None
+    try:
+        return TaskResult(1, checkpoints.load_all(twin, 1), *read_rows(twin, 1))
+    except (CheckpointError, ConfigError, OSError) as error:
+        log.warning("%s Task 1 is learned again.", error)
+        return None
+
+
+def _keeper(config: Mapping[str, Any], workdir: Path, asked_to_stop) -> Callable:
+    """What saves the task in the middle: scans that are done with it; all between chunks of steps
+    if the config says so; and everything before `Stopped`."""
+    saved_at = 0
+
+    def keep(task, step, snapshot):
+        nonlocal saved_at
+        done, number = step == config["num_steps"], asked_to_stop()
+        every = config["checkpoint_every_steps"]
+        if done or number or (every and step - saved_at >= every):
+            partial.save(workdir, task, snapshot())
+            saved_at = 0 if done else step
+        if number:
+            raise Stopped(number)
+
+    return keep
+
+
+def _log_machine(mesh: Mesh) -> None:
+    log.info(
+        "%s, Python %s, JAX %s on %d x %s",
+        platform.node(),
+        platform.python_version(),
+        jax.__version__,
+        mesh.devices.size,
+        mesh.devices.flat[0].device_kind,
+    )
+
+
+def _log_start(scan_records: list[dict]) -> None:
+    for record in scan_records:
+        if "left_out" in record:
+            log.warning("%s is left out: %s", record["patient"], " ".join(record["left_out"]))
+            continue
+        voxels = functools.reduce(int.__mul__, record["shape"])
+        log.info(
+            "%s/%s: %s voxels, %d parameters, %.3f per voxel",
+            record["patient"],
+            record["image"],
+            " x ".join(map(str, record["shape"])),
+            record["parameters"],
+            record["parameters"] / voxels,
+        )
+
+
+def _log_task(result: TaskResult, name: str, num_tasks: int) -> None:
+    log.info("task %d of %d (%s) learned and saved", result.number, num_tasks, name)
+    if any(fit.penalty_share for fit in result.fits):
+        log.info(
+            "after the first steps the penalty is %.3g times the fitting loss and its gradient "
+            "%.3g times the fit's (medians)",
+            statistics.median(fit.penalty_share for fit in result.fits),
+            statistics.median(fit.penalty_gradient_share for fit in result.fits),
+        )
+    for fit in result.fits:
+        name = f"{fit.patient}/{fit.image}"
+        if fit.diverged:
+            when = f"from step {fit.first_bad_step} on" if fit.first_bad_step else "after its steps"
+            log.warning("%s diverged in task %d: not finite %s", name, fit.task, when)
+        if fit.collapsed:
+            log.warning("%s collapsed to a constant in task %d", name, fit.task)
+
+
+def planned_work(config: Mapping[str, Any], scans: Sequence[Scan], learned: int) -> list[float]:
+    """Points that the field is asked in each task, none in the first `learned`."""
+    points = config["batch_size"] * len(scans) or sum(scan.num_voxels for scan in scans)
+    strategy = create_strategy(config["strategy"], constants_of(config))
+    return [
+        config["num_steps"] * points * (strategy.cost if task else 1.0) * (task >= learned)
+        for task in range(len(tasks_of(config)))
+    ]

@@ -1,0 +1,64 @@
+"""One image that one field is fitted to, and the scaling of its intensities."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """One image that one field is fitted to.
+
+    Attributes:
+      patient: the patient's name, such as "patient001".
+      image: which image of the patient: "cine", "ED" or "ES".
+      intensities: float32 in [0, 1], (frames, x, y, z); one frame for ED and ES.
+      labels: uint8 classes of the same shape, or None where no task needs them.
+      frame_numbers: the frames' numbers in the 4D scan, from 1.
+      spacing: voxel size along x, y and z, in mm.
+      affine: voxel indices to scanner coordinates, 4 x 4, in mm.
+    """
+
+    patient: str
+    image: str
+    intensities: np.ndarray
+    labels: np.ndarray | None
+    frame_numbers: tuple[int, ...]
+    spacing: tuple[float, float, float]
+    affine: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return f"{self.patient}/{self.image}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The grid of coordinates: (frame, x, y, z) of a cine, (x, y, z) of a single frame."""
+        return self.intensities.shape if self.num_frames > 1 else self.intensities.shape[1:]
+
+    @property
+    def num_frames(self) -> int:
+        return self.intensities.shape[0]
+
+    @property
+    def num_voxels(self) -> int:
+        """Voxels of one frame."""
+        return self.intensities[0].size
+
+
+def equidistant_frames(num_available: int, num_frames: int) -> tuple[int, ...]:
+    """Frame numbers, from 1: the first, the last and those nearest to equal steps between.
+
+    Raises:
+      ValueError: if there are fewer frames than wanted.
+    """
+    if num_available < num_frames:
+        raise ValueError(f"{num_frames} frames are wanted, the scan has {num_available}.")
+    return tuple(int(f) + 1 for f in np.floor(np.linspace(0, num_available - 1, num_frames) + 0.5))
+
+
+def scale_intensities(image: np.ndarray) -> np.ndarray:
+    """`image` scaled by its minimum and maximum to [0, 1], as float32."""
+    low, high = float(image.min()), float(image.max())
+    # In double precision: the range of float32 values may be beyond float32.
+    return ((image - np.float64(low)) / (high - low)).astype(np.float32)

@@ -1,0 +1,64 @@
+"""Files that are written whole or not at all, and rows of results as CSV."""
+
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Label(NamedTuple):
+    """What tells the rows of one run from another's."""
+
+    scenario: str
+    field: str
+    strategy: str
+    seed: int
+
+
+def write_file(path: Path, contents: str | bytes) -> None:
+    """Writes a file whole or not at all, whatever ends the process or the machine."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(contents.encode() if isinstance(contents, str) else contents)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_csv(path: Path, rows: Sequence[Any], label: Label | None = None) -> None:
+    """Rows, NamedTuples, one line each after the values of `label`, with their fields' names as
+    header; floats with all their digits. No file is written if there are no rows."""
+    if not rows:
+        return
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*(label._fields if label else ()), *rows[0]._fields])
+    writer.writerows([*(label or ()), *row] for row in rows)
+    write_file(path, buffer.getvalue())
+
+
+def read_csv(path: Path, row_type: type) -> list[Any]:
+    """What `write_csv` wrote: rows of a NamedTuple, to the last digit; other columns are left out,
+    and missing ones that have a default, which is given instead.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it lacks another column, or a value cannot be read.
+    """
+    parse = {bool: {"True": True, "False": False}.__getitem__, str: str, int: int, float: float}
+    with path.open(newline="") as file:
+        try:
+            reader = csv.DictReader(file)
+            missing = row_type._field_defaults.keys() - set(reader.fieldnames or ())
+            types = {k: t for k, t in row_type.__annotations__.items() if k not in missing}
+            return [row_type(**{k: parse[t](row[k]) for k, t in types.items()}) for row in reader]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not the rows of a run ({error!r}).") from error

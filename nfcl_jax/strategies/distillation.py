@@ -1,0 +1,90 @@
+"""Distillation from the field's own previous parameters (Visser and Wolterink, 2025)."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+
+from nfcl_jax import points as grid
+from nfcl_jax.checks import POSITIVE, one_of
+from nfcl_jax.fields import Params
+from nfcl_jax.params import field_inputs, field_of, render
+from nfcl_jax.strategies.base import Sample, Strategy, StrategyKind, TaskView, loss_on_earlier
+
+
+class Teacher(NamedTuple):
+    """The previous parameters or, where that is cheaper than asking them in every step, what they
+    answer at every voxel of the earlier tasks."""
+
+    params: Params | None
+    outputs: Float[Array, "voxels channels"] | None
+
+
+@functools.lru_cache
+def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
+    """Adds to the fitting loss
+
+        weight * mean over x of L(f_theta(x), f_teacher(x)),   x uniform in the earlier domain,
+
+    with the loss L of each head that the teacher knows, on the frames where it learned it
+    (arXiv 2511.21409). No earlier data is kept.
+
+    Args:
+      weight: the factor lambda.
+      points: "voxels" draws x among the voxels seen so far; "continuous" draws x, y and z from
+        all of [-1, 1] on the frames seen so far, which DINER cannot be asked; "shared" takes the
+        new task's points, for tasks on the same frames: half the work.
+    """
+
+    def begin(view: TaskView, params: Params, state: dict):
+        if points != "continuous" and view.num_voxels <= view.points_evaluated:
+            field, shape = field_of(view.field, params), view.scan.shape
+            return Teacher(
+                None, render(field, params, shape, view.num_voxels, view.stop_voxel)
+            ), state
+        return Teacher(params, None), state
+
+    def sample(view: TaskView, state: dict, new: grid.Points, key) -> Sample:
+        drawn = new if points == "shared" else view.draw(key)
+        if points == "continuous":
+            space_key = jax.random.fold_in(key, 1)
+            inputs = grid.sample_coords(space_key, drawn, view.scan.shape)
+        else:
+            inputs = field_inputs(view.field, drawn.index, view.scan.shape)
+        teacher = view.memory
+        if teacher.outputs is None:
+            targets = field_of(view.field, teacher.params).apply(teacher.params, inputs)
+        else:
+            targets = teacher.outputs[drawn.index]
+        return Sample(None if points == "shared" else inputs, drawn, targets)
+
+    def loss(view: TaskView, state: dict, params: Params, sample: Sample, outputs):
+        def taught(head):
+            return head.as_targets(sample.targets[:, head.channels])
+
+        return weight * loss_on_earlier(view, sample.points, outputs, taught)
+
+    return Strategy(begin, sample, loss, cost=1.0 if points == "shared" else 2.0)
+
+
+def _refuse(constants, field, tasks) -> str:
+    if constants["points"] == "shared" and len({task.frames for task in tasks}) > 1:
+        return (
+            "points must not be 'shared' in this scenario: the frame that a step fits is none "
+            "that the teacher knows."
+        )
+    if constants["points"] == "continuous" and field.on_grid:
+        return (
+            f"points must not be 'continuous' for {field.title}: its table has nothing between "
+            "voxels."
+        )
+    return ""
+
+
+KIND = StrategyKind(
+    "distilled",
+    distillation,
+    {"weight": POSITIVE, "points": one_of(["voxels", "continuous", "shared"])},
+    _refuse,
+)

@@ -1,0 +1,85 @@
+"""The config: defaults, arguments, checks."""
+
+import pytest
+
+from configs import domain_expansion
+from nfcl_jax.config import check_config, in_todays_terms, make_config
+from nfcl_jax.errors import ConfigError
+from nfcl_jax.fields import FIELDS
+from nfcl_jax.scenarios import SCENARIOS
+from nfcl_jax.strategies import STRATEGIES
+
+
+@pytest.mark.parametrize("argument", ["siren", "wire,finetune", "siren,finetune,x", ""])
+def test_a_wrong_argument_is_answered_with_what_there_is(argument):
+    with pytest.raises(ConfigError, match=r"pe_relu, siren, finer, diner.*finetune, distillation"):
+        domain_expansion.get_config(argument)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("num_steps", 0),
+        ("batch_size", -1),
+        ("learning_rate", float("nan")),
+        ("huber_delta", 0.0),
+        ("scans_per_batch", -2),
+        ("seed", -1),
+        ("field.w0", 0.0),
+        ("field.width", 0),
+        ("field.name", "diner"),
+        ("field.name", "wire"),
+        ("scenario", "time_travel"),
+        ("data.patients", "patient001,,patient003"),
+        ("data.patients", ","),
+        ("strategy", "ewc"),
+        ("strategy", "hope"),
+        ("data.dataset", "mnms"),
+        ("distillation.weight", -1.0),
+        ("distillation.points", "everywhere"),
+    ],
+)
+def test_a_wrong_value_is_named_before_anything_is_done(name, wrong):
+    config = domain_expansion.get_config("siren,distillation")
+    config.update_from_flattened_dict({name: wrong})
+    with pytest.raises(ConfigError, match=rf"config\.{name} must be .*, got {wrong!r}"):
+        check_config(config.to_dict())
+
+
+def test_points_are_not_shared_between_frames():
+    config = domain_expansion.get_config("siren,distillation")
+    config.distillation.points = "shared"
+    with pytest.raises(ConfigError, match=r"config\.distillation\.points must not be 'shared' in"):
+        check_config(config.to_dict())
+    config = domain_expansion.get_config("diner,distillation")
+    config.distillation.points = "continuous"
+    with pytest.raises(ConfigError, match=r"must not be 'continuous' for DINER"):
+        check_config(config.to_dict())
+
+
+def test_every_default_config_is_sound():
+    for scenario in SCENARIOS:
+        for field in FIELDS:
+            for strategy in STRATEGIES:
+                check_config(make_config(scenario, field, strategy))
+    with pytest.raises(ConfigError, match="unknown scenario 'cinema'; there are domain_expansion"):
+        make_config("cinema", "siren", "ewc")
+
+
+def test_every_default_stands_where_the_thing_is_defined(monkeypatch):
+    monkeypatch.setattr(FIELDS["siren"], "learning_rate", 0.25)
+    monkeypatch.setitem(SCENARIOS["signal_expansion"].strategies["distillation"], "weight", 7.0)
+    config = make_config("signal_expansion", "siren", "distillation")
+    assert (config["learning_rate"], config["field"]["w0"]) == (0.25, 15.0)
+    assert config["distillation"] == {"weight": 7.0, "points": "voxels"}
+    assert "finetune" not in make_config("signal_expansion", "siren", "finetune")
+
+
+def test_a_config_of_an_earlier_version_is_read_in_todays_terms():
+    config = make_config("domain_expansion", "siren", "ewc")
+    early = config | {"patients_per_batch": 3, "data": {"root": "/data", "patients": ""}}
+    del early["scans_per_batch"]
+    today = in_todays_terms(early)
+    assert today["scans_per_batch"] == 3 and "patients_per_batch" not in today
+    assert today["data"] == {"dataset": "acdc", "root": "/data", "patients": ""}
+    assert in_todays_terms(config) == config

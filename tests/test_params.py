@@ -1,0 +1,75 @@
+"""Parameters: rendering, growing, tables of a scan's own size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from test_fields import ROWS, SHAPE, all_fields, make
+
+from nfcl_jax.params import (
+    evaluate,
+    field_of,
+    grow_output,
+    looked_up,
+    num_output_channels,
+    pad_output,
+    render,
+    resize_tables,
+)
+
+
+@all_fields
+def test_growing_the_output_leaves_the_image_as_it_was(name):
+    field, params = make(name, channels=1)
+    larger, fresh = make(name, channels=5, seed=1)
+    grown = grow_output(params, fresh)
+    index = jnp.arange(0, ROWS, 3)
+    before, after = evaluate(field, params, index, SHAPE), evaluate(larger, grown, index, SHAPE)
+    np.testing.assert_allclose(after[:, :1], before, rtol=1e-5, atol=1e-6)
+    new = grown["params"]["output"]["kernel"][:, 1:]
+    np.testing.assert_array_equal(new, fresh["params"]["output"]["kernel"][:, 1:])
+    assert np.std(new) > 0
+
+
+@all_fields
+def test_rendering_in_blocks_is_asking_everywhere(name):
+    field, params = make(name, channels=2)
+    whole = evaluate(field, params, jnp.arange(ROWS), SHAPE)
+    rendered = render(field, params, SHAPE, ROWS, jnp.int32(250), block=64)
+    np.testing.assert_allclose(rendered[:250], whole[:250], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(rendered[256:], 0)
+
+
+def test_resizing_tables_keeps_their_rows_and_nothing_else_changes():
+    _, params = make("diner")
+    basis = {"table": jnp.ones((3, ROWS, 1)), "weight": jnp.float32(2)}
+    longer, wider = resize_tables((params, basis), ROWS + 10)
+    np.testing.assert_array_equal(longer["params"]["table"][ROWS:], 0)
+    assert wider["table"].shape == (3, ROWS + 10, 1)
+    again = resize_tables((longer, wider), ROWS)
+    jax.tree.map(np.testing.assert_array_equal, again, (params, basis))
+    siren = make("siren")[1]
+    jax.tree.map(np.testing.assert_array_equal, resize_tables(siren, 7), siren)
+
+
+@all_fields
+def test_padding_the_output_adds_zeros_alone(name):
+    field, params = make(name, channels=2)
+    padded = pad_output(params, 5)
+    assert num_output_channels(padded) == field_of(field, padded).channels == 5
+    index = jnp.arange(0, ROWS, 7)
+    outputs = evaluate(field_of(field, padded), padded, index, SHAPE)
+    np.testing.assert_array_equal(outputs[:, 2:], 0)
+    np.testing.assert_allclose(
+        outputs[:, :2], evaluate(field, params, index, SHAPE), rtol=1e-5, atol=1e-6
+    )
+
+
+@all_fields
+def test_a_field_of_some_voxels_answers_there_as_the_whole_one(name):
+    field, params = make(name)
+    index = jnp.array([3, 300, 3, 77])
+    small, own, inputs = looked_up(field, params, index, SHAPE)
+    answers = small.apply(own, inputs)
+    np.testing.assert_allclose(answers, evaluate(field, params, index, SHAPE), rtol=1e-6)
+    if name == "diner":
+        assert own["params"]["table"].shape == (4, 1)

@@ -1,0 +1,68 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nfcl_jax import points as grid
+
+SHAPES = [(5, 4, 3), (4, 7, 6, 2), (1, 1, 1), (4, 9, 1, 3), (2, 8, 8, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_coordinates_are_a_linspace_per_axis_with_time_last(shape):
+    axes = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape]
+    expected = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(shape))
+    expected = np.roll(expected, -(len(shape) - 3), axis=1)
+    coords = grid.index_to_coords(jnp.arange(len(expected)), jnp.array(shape))
+    np.testing.assert_allclose(coords, expected, atol=1e-6)
+
+
+def nearest_voxel(coords, shape):
+    """By numpy, in double precision, the flat index of the voxel nearest to each coordinate."""
+    first_time = np.roll(np.float64(coords), len(shape) - 3, axis=1)
+    places = np.rint((first_time + 1) / 2 * (np.array(shape) - 1)).astype(int)
+    return np.ravel_multi_index(tuple(places.T), shape)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (4, 512, 428, 18)])
+def test_every_voxel_has_a_coordinate_of_its_own(shape):
+    index = np.random.default_rng(0).integers(np.prod(shape), size=10_000)
+    coords = grid.index_to_coords(jnp.asarray(index, jnp.int32), jnp.array(shape))
+    np.testing.assert_array_equal(nearest_voxel(coords, shape), index)
+
+
+def test_frames_are_at_the_times_of_the_paper():
+    first_of_frame = jnp.arange(4) * 24
+    coords = grid.index_to_coords(first_of_frame, jnp.array((4, 2, 3, 4)))
+    np.testing.assert_allclose(coords[:, 3], [-1, -1 / 3, 1 / 3, 1], atol=1e-6)
+    np.testing.assert_array_equal(coords[:, :3], -1)
+
+
+def test_frame_range_is_contiguous_in_the_patients_own_size():
+    start, stop = grid.frame_range(jnp.array([1, 3]), jnp.array((4, 2, 3, 5)))
+    assert (start, stop) == (30, 90)
+
+
+def test_samples_are_uniform_over_the_range_and_never_outside():
+    points = grid.sample_points(jax.random.key(0), 100_000, jnp.int32(7), jnp.int32(17))
+    values, counts = np.unique(points.index, return_counts=True)
+    np.testing.assert_array_equal(values, np.arange(7, 17))
+    assert np.abs(counts - 10_000).max() < 6 * 100  # six standard deviations
+    assert (points.weights == 1).all()
+
+
+def test_all_points_are_each_weighted_once():
+    points = grid.all_points(8, jnp.int32(10), jnp.int32(15))
+    np.testing.assert_array_equal(points.index[points.weights > 0], np.arange(10, 15))
+    assert points.weights.sum() == 5
+    assert points.index.max() == 14
+
+
+def test_continuous_coordinates_keep_the_frames_time():
+    shape = jnp.array((4, 5, 6, 7))
+    points = grid.sample_points(jax.random.key(0), 5000, jnp.int32(0), jnp.int32(420))
+    coords = grid.sample_coords(jax.random.key(1), points, shape)
+    np.testing.assert_allclose(np.unique(coords[:, 3]), [-1, -1 / 3], atol=1e-6)
+    np.testing.assert_allclose(coords[:, :3].min(0), -1, atol=0.01)
+    np.testing.assert_allclose(coords[:, :3].max(0), 1, atol=0.01)
+    assert len(np.unique(coords[:, 0])) > 4000

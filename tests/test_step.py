@@ -1,0 +1,164 @@
+"""One step, by hand; and what a strategy adds to it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import (
+    FRAMES,
+    IMAGE_AND_MASK,
+    SMALL,
+    assert_same_results,
+    cohort,
+    make_scan,
+    params_of,
+    recipe,
+    scans_for,
+    train,
+)
+
+from nfcl_jax import batching, step
+from nfcl_jax.batching import device_mesh
+from nfcl_jax.errors import InactivePenaltyError
+from nfcl_jax.fields import FIELDS, create_field, init_params
+from nfcl_jax.fitting import BatchTask, task_arguments
+from nfcl_jax.padded import stream
+from nfcl_jax.params import evaluate
+from nfcl_jax.points import index_to_coords
+from nfcl_jax.step import ScanAndMemory, Steps, TrainState
+from nfcl_jax.strategies.base import Strategy
+from nfcl_jax.strategies.distillation import Teacher, distillation
+
+
+def test_the_first_step_is_adams_on_the_mean_huber_loss_of_the_volume():
+    """One full-volume step against the loss written out here: Adam's first step moves each
+    parameter by the learning rate against the gradient's sign."""
+    scan = make_scan("patient0", (7, 8, 2))
+    after = train([scan], FRAMES[:1], recipe(batch_size=0, num_steps=1))[0]
+    field = create_field({"name": "siren", **SMALL}, 1, 0)
+    key = jax.random.fold_in(stream(jax.random.key(0), scan.name), 1)
+    before = init_params(field, stream(key, "init"), axes=4)
+    coords = index_to_coords(jnp.arange(7 * 8 * 2), jnp.array(scan.shape))
+    target = jnp.asarray(scan.intensities[0].ravel())
+
+    def loss(params):
+        return jnp.mean(jnp.square(field.apply(params, coords)[:, 0] - target)) / 2
+
+    assert jnp.abs(field.apply(before, coords)[:, 0] - target).max() < 1
+    np.testing.assert_allclose(after.fits[0].final_loss, loss(before), rtol=1e-4)
+    moved = jax.tree.map(lambda a, b: a - b, params_of(after)[scan.name], before)
+    for change, gradient in zip(
+        jax.tree.leaves(moved), jax.tree.leaves(jax.grad(loss)(before)), strict=True
+    ):
+        clear = np.abs(gradient) > 1e-5
+        np.testing.assert_allclose(
+            np.asarray(change)[clear], -1e-3 * np.sign(gradient)[clear], rtol=2e-2
+        )
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_distillation_keeps_the_first_frame_nearer_to_the_teacher(name):
+    """After full-volume steps on a second frame, what the field says of the first has moved less
+    than by fine-tuning: the penalty works for every field, not only where the scores show it."""
+    scan, tasks = make_scan("patient0", (8, 9, 2)), FRAMES[:2]
+    field = create_field({"name": name, **SMALL}, 1, rows=scan.intensities.size)
+    first_frame, moved = jnp.arange(scan.num_voxels), []
+    for how in (recipe(name), recipe(name, distillation(weight=10.0))):
+        before, after = (
+            evaluate(field, params_of(result)[scan.name], first_frame, jnp.array(scan.shape))
+            for result in train([scan], tasks, how._replace(batch_size=0, num_steps=100))
+        )
+        moved.append(float(jnp.sqrt(jnp.mean(jnp.square(after - before)))))
+    assert moved[1] < 0.6 * moved[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [("siren", IMAGE_AND_MASK), ("diner", FRAMES[:3])],
+    ids=["siren-signal", "diner-domain"],
+)
+def test_a_task_too_short_to_render_its_teacher_asks_it_and_learns_the_same(name, tasks):
+    scans, strategy = scans_for(tasks)[:1], distillation(weight=1.0)
+    short = recipe(name, strategy, num_steps=2)
+    assert short.num_steps * short.batch_size < scans[0].num_voxels
+    rendering = strategy._replace(
+        begin=lambda view, params, state: strategy.begin(
+            view._replace(points_evaluated=view.num_voxels), params, state
+        )
+    )
+    runs = [train(scans, tasks, short._replace(strategy=s)) for s in (strategy, rendering)]
+    assert_same_results(*runs, {scans[0].patient})
+
+
+@pytest.mark.parametrize("batch_size", [64, 0])
+def test_leaving_out_rows_that_a_task_cannot_touch_changes_nothing(monkeypatch, batch_size):
+    scans, tasks = cohort()[:2], FRAMES[:3]
+    how = recipe("diner", batch_size=batch_size, scans_per_batch=0)
+    left_out = train(scans, tasks, how)
+    monkeypatch.setattr(
+        step, "learning_part", lambda static, params, start: (static.field, params, None)
+    )
+    batching.compile_for.cache_clear()
+    try:
+        whole = train(scans, tasks, how)
+    finally:
+        batching.compile_for.cache_clear()
+    for a, b in zip(left_out, whole, strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a.learned, b.learned)
+
+
+def nothing(view, state, params, sample, outputs):
+    return jnp.zeros(())
+
+
+def detached(view, state, params, sample, outputs):
+    return jnp.mean(jax.lax.stop_gradient(outputs - sample.targets) ** 2)
+
+
+@pytest.mark.parametrize("loss", [nothing, detached])
+def test_a_penalty_that_does_nothing_is_refused(loss):
+    strategy = distillation(weight=1.0)._replace(loss=loss)
+    with pytest.raises(InactivePenaltyError, match=r"patient0/cine, task 2: .* 0 times the fit"):
+        train(cohort()[:1], FRAMES, recipe(strategy=strategy))
+
+
+def test_the_share_of_the_penalty_is_proportional_to_its_weight():
+    scan, shares = cohort()[0], []
+    mesh = device_mesh(jax.devices()[:1])
+    for weight in (1.0, 3.0):
+        how = recipe(strategy=distillation(weight))
+        static, scans, arrays = task_arguments(BatchTask([scan], 1, FRAMES[:2], how, mesh))
+        teacher, student = (
+            init_params(static.field, jax.random.key(seed), axes=4) for seed in (0, 1)
+        )
+        own = ScanAndMemory(jax.tree.map(lambda x: x[0], scans), Teacher(teacher, None))
+        steps = Steps(arrays, jnp.int32(0), jnp.int32(7))
+        share = jax.jit(step.penalty_share, static_argnums=0)
+        shares.append(share(static, TrainState(student, (), {}), own, steps))
+    np.testing.assert_allclose(3 * np.array(shares[0]), shares[1], rtol=1e-5)
+    assert min(shares[0]) > 0
+
+
+def counting(on):
+    """A strategy that counts its steps, in the first two of which nothing may move."""
+
+    def begin(view, params, state):
+        return None, state or {"steps": jnp.int32(0)}
+
+    def hold(view, state, params, change, losses):
+        still = state["steps"] < 2
+        return jax.tree.map(lambda x: jnp.where(still, 0, x), change), {"steps": state["steps"] + 1}
+
+    return Strategy(begin=begin, **{on: hold})
+
+
+@pytest.mark.parametrize("on", ["on_gradient", "on_update"])
+def test_a_strategy_changes_the_gradient_or_the_update_and_its_state_goes_on(on):
+    scan, tasks = cohort()[0], FRAMES[:3]
+    held = train([scan], tasks, recipe(strategy=counting(on), num_steps=2))
+    jax.tree.map(np.testing.assert_array_equal, *map(params_of, held[:2]))
+    assert "steps" not in held[0].learned[scan.name].state
+    assert held[1].learned[scan.name].state["steps"] == 2
+    assert held[2].learned[scan.name].state["steps"] == 4
+    with pytest.raises(AssertionError):  # in the third task it moves
+        jax.tree.map(np.testing.assert_array_equal, *map(params_of, held[1:]))
