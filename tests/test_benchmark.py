@@ -4,8 +4,8 @@ import pytest
 from conftest import REPOSITORY
 from test_readme import run
 
-from experiments import benchmark, measuring
-from experiments.measuring import Case
+from benchmarks import steps, tables
+from benchmarks.steps import Case
 
 SIREN = Case("siren", "distillation", "domain_expansion", 1000, patients=1, task=2)
 
@@ -29,23 +29,23 @@ SIREN = Case("siren", "distillation", "domain_expansion", 1000, patients=1, task
     ],
 )
 def test_flops_are_those_of_the_matrix_products(case, per_point):
-    sizes = measuring.layer_sizes(case, measuring.config_of(case).field)
-    assert measuring.flops(case, sizes) == 1000 * per_point
+    sizes = steps.layer_sizes(case, steps.config_of(case))
+    assert steps.flops(case, sizes) == 1000 * per_point
 
 
 def test_all_take_their_turns_in_every_round():
     turns = []
     runs = {name: lambda steps, name=name: turns.append((name, steps)) for name in "ab"}
-    times = measuring.interleave(runs, rounds=3, seconds=0.0)
+    times = steps.interleave(runs, rounds=3, seconds=0.0)
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
     timed = [name for name, steps in turns if steps >= 20]
     assert timed == ["a", "b"] * 3
-    assert measuring.median_ratio([1.0, 2.0, 4.0], [2.0, 6.0, 4.0]) == 2.0
+    assert steps.median_ratio([1.0, 2.0, 4.0], [2.0, 6.0, 4.0]) == 2.0
 
 
 def test_the_benchmark_writes_a_record_of_each_case(tmp_path):
     done = run(
-        "python -m experiments.benchmark --out=out --fields=siren --strategies=finetune "
+        "python -m benchmarks --out=out --fields=siren --strategies=finetune "
         "--scenarios=domain_expansion --points=64,128 --rounds=1 --seconds=0",
         tmp_path,
     )
@@ -62,7 +62,7 @@ def test_the_benchmark_writes_a_record_of_each_case(tmp_path):
 
 
 def test_a_wrong_case_is_one_message(tmp_path):
-    done = run("python -m experiments.benchmark --out=out --points=0", tmp_path)
+    done = run("python -m benchmarks --out=out --points=0", tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip().startswith("error: --points must be numbers from 1 to ")
 
@@ -70,7 +70,7 @@ def test_a_wrong_case_is_one_message(tmp_path):
 def test_the_page_on_performance_shows_the_last_run():
     docs = REPOSITORY / "docs"
     records = json.loads((docs / "performance/benchmark.json").read_text())
-    timings = [benchmark.Timing(**{k: r[k] for k in benchmark.Timing._fields}) for r in records]
+    timings = [tables.Timing(**{k: r[k] for k in tables.Timing._fields}) for r in records]
     page = (docs / "performance.md").read_text()
-    assert benchmark.summary(timings) in page
+    assert tables.summary(timings) in page
     assert records[0]["machine"] in page
