@@ -122,7 +122,7 @@ def test_the_scores_of_the_reproduction_are_those_of_its_tables():
 
 
 def test_the_scores_of_the_readme_are_those_of_the_grid():
-    shown = README.split("## What came out")[1].split("##")[0]
+    shown = README.split("## Results")[1].split("##")[0]
     grid = (REPOSITORY / "docs/reproduction/grid.md").read_text()
     titles = [("first frame when learned", "first frame at the end"), ("image before the mask",
               "image after it")]  # fmt: skip
