@@ -16,17 +16,23 @@ from rich.table import Table
 from experiments.launch.cli import launch
 from nfcl_jax.config import split_words
 from nfcl_jax.data.cohorts import read_cohort
+from nfcl_jax.errors import ConfigError, look_up
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS
 
 _ROOT = flags.DEFINE_string("root", None, "the folder of patientNNN folders")
+_DATASET = flags.DEFINE_string("dataset", "acdc", "how the files are read")
+_SCENARIOS = flags.DEFINE_list("scenarios", list(SCENARIOS), "what they are needed for")
 _PATIENTS = flags.DEFINE_string("patients", "", "comma-separated; empty is all")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    cohort = read_cohort(_ROOT.value, SCENARIOS, split_words(_PATIENTS.value))
+    for name in _SCENARIOS.value:
+        look_up(SCENARIOS, "scenario", name, ConfigError)
+    patients = split_words(_PATIENTS.value)
+    cohort = read_cohort(_ROOT.value, _SCENARIOS.value, patients, _DATASET.value)
     scans = [scan for own in cohort.scans.values() for scan in own]
     patients = sorted({scan.patient for scan in scans} | set(cohort.faults))
     console = Console()

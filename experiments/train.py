@@ -3,7 +3,7 @@
     python -m experiments.train --config=configs/domain_expansion.py:siren,distillation \\
         --config.data.root=/data/ACDC/training --workdir=runs/siren
 
-The same command on the same folder goes on after the last task that was finished.
+The same command on the same folder goes on where it was interrupted.
 """
 
 import sys

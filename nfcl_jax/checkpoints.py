@@ -2,8 +2,8 @@
 
 The layout is {patient: {image: {"params": ..., "strategy": ...}}} of numpy arrays, so that a
 checkpoint opens on any number of devices, without the code that made it, and one patient's part
-without the others'; "strategy" is the strategy's state, where it has one. The run's config,
-patients and tasks go in as custom metadata, so that it explains itself.
+without the others'; "strategy" is the strategy's state, where it has one. The run's config, its
+scans and the task's number go in as custom metadata, so that it explains itself.
 """
 
 import hashlib
@@ -68,7 +68,7 @@ def digest(tree: Any) -> str:
     for path, leaf in jax.tree.leaves_with_path(tree):
         leaf = np.ascontiguousarray(leaf)
         state.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        state.update(leaf.data)
+        state.update(leaf.view(np.uint8).data)  # bfloat16 has no buffer of its own
     return state.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What a value of a config may be. Each field, strategy and scenario states its own."""
+"""What a value of a config may be. Each field and strategy states its own."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

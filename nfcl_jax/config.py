@@ -13,7 +13,8 @@ from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.strategies import STRATEGIES
 
 MATMUL_PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
-# What changes no result: the size of batches, when a run is saved, what is an error.
+# What changes no result but by rounding: the size of batches, when a run is saved, what is an
+# error.
 INDIFFERENT = ("scans_per_batch", "checkpoint_every_steps", "strict")
 
 
@@ -36,7 +37,7 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         # elsewhere.
         "scans_per_batch": None,
         # Steps after which a task in the middle is saved, at the end of a chunk of 50; 0 saves it
-        # only when a signal stops the run, and between scans.
+        # only when a signal stops the run, and between batches.
         "checkpoint_every_steps": 0,
         # Whether a single fit that diverges or collapses, or a patient who is left out, makes the
         # exit code 1; otherwise only a run without any usable fit does.

@@ -24,12 +24,13 @@ from nfcl_jax.errors import look_up
 from nfcl_jax.sine import sine
 
 Params = Any
-Initialiser = Callable[[int], Callable]  # number of inputs -> initialiser of a layer
 
 
 class Field(nn.Module):
     """What every field has. A field takes coordinates in [-1, 1], (points, axes), or, if `on_grid`,
-    flat indices of voxels; it then has `rows` too, voxels times frames of the grid.
+    flat indices of voxels; it then has `rows` too, voxels times frames of the grid, and a parameter
+    "table" of so many rows. Its last layer is called "output" and has a kernel and a bias, as
+    `layers` makes it, so that it can grow.
 
     Its other attributes are constants of the config, with their defaults. Its class says:
       on_grid: see above.

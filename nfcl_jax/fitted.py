@@ -73,8 +73,8 @@ class FittedField:
 
     Attributes:
       shape: of the scan's grid, (x, y, z) or (frames, x, y, z).
-      channels: of its outputs: the intensity, then from task 2 of signal expansion on the logits of
-        four classes.
+      channels: of its outputs: the intensity, then, where a mask was learned, the logits of its
+        classes.
       units: of the coordinates, one of UNITS.
     """
 

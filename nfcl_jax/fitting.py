@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from nfcl_jax import metrics
 from nfcl_jax.batching import Programs, compile_for, filled
 from nfcl_jax.errors import InactivePenaltyError
-from nfcl_jax.fields import create_field
+from nfcl_jax.fields import FIELDS, create_field
 from nfcl_jax.padded import PaddedScan, padded_size, stack_scans
 from nfcl_jax.params import resize_tables
 from nfcl_jax.records import Fit, Learned, Losses, Partial, PenaltyShare, Score
@@ -66,6 +66,11 @@ class BatchTask(NamedTuple):
     def num_voxels(self) -> int:
         """Of one frame, padded."""
         return padded_size(max(scan.num_voxels for scan in self.batch))
+
+    def resized(self, learned: Learned, rows: int) -> Learned:
+        """With tables of so many rows, if the field has one for its grid."""
+        on_grid = FIELDS[self.recipe.field["name"]].on_grid
+        return resize_tables(learned, rows) if on_grid else learned
 
 
 def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
@@ -142,7 +147,7 @@ def fit_batch(
     rendered = programs.render((static.field, task.rows), state.params, scans, arrays.stop_seen)
     ends = _snapshot(task.batch, num_steps, state, chunks, shares)
     outputs = zip(task.batch, np.asarray(rendered), strict=False)
-    return {scan.name: _finished(scan, task.tasks, ends[scan.name], flat) for scan, flat in outputs}
+    return {scan.name: _finished(task, scan, ends[scan.name], flat) for scan, flat in outputs}
 
 
 def start_batch(
@@ -155,7 +160,7 @@ def start_batch(
     static, scans, arrays = arguments
     if len(task.tasks) == 1:
         return programs.start_task(static, (None, {}), scans, arrays), None
-    resized = [resize_tables(tuple(learned[scan.name]), task.rows) for scan in task.batch]
+    resized = [task.resized(learned[scan.name], task.rows) for scan in task.batch]
     before, state = jax.tree.map(lambda *leaves: np.stack(leaves), *filled(resized, task.count))
     memory = None
     if static.strategy.begin:
@@ -163,16 +168,17 @@ def start_batch(
     return programs.start_task(static, (before, state), scans, arrays), memory
 
 
-def _finished(scan: Scan, tasks: Sequence[Task], end: Partial, flat: np.ndarray) -> Partial:
+def _finished(task: BatchTask, scan: Scan, end: Partial, flat: np.ndarray) -> Partial:
     """What a scan has at the end of a task, scored and without its padding. `flat` are the outputs
     at its flat indices."""
+    tasks = task.tasks
     shape = (num_frames(tasks), *scan.intensities.shape[1:])
     outputs = flat[: int(np.prod(shape))].reshape(*shape, flat.shape[-1])
     number, share = len(tasks), end.penalty_share
     scores = [
         Score(scan.patient, scan.image, number, evaluated, metric, value)
-        for evaluated, task in enumerate(tasks, start=1)
-        for metric, value in metrics.score(task, scan, outputs).items()
+        for evaluated, seen in enumerate(tasks, start=1)
+        for metric, value in metrics.score(seen, scan, outputs).items()
     ]
     bad = np.flatnonzero(~np.isfinite(end.losses.fit + end.losses.penalty))
     diverged = bool(bad.size) or metrics.has_diverged(tasks[-1], outputs)
@@ -188,7 +194,7 @@ def _finished(scan: Scan, tasks: Sequence[Task], end: Partial, flat: np.ndarray)
         penalty_share=share.loss if share else 0.0,
         penalty_gradient_share=share.gradient if share else 0.0,
     )
-    own = Learned(*resize_tables(tuple(end.learned), scan.intensities.size))
+    own = task.resized(end.learned, scan.intensities.size)
     return end._replace(learned=own, optimiser=[], scores=scores, fits=[fit])
 
 

@@ -78,8 +78,8 @@ def learn(
     count, batches = make_batches(scans, recipe.scans_per_batch, recipe.batch_size, mesh)
     learned, partial = dict(start.learned), dict(start.partial)
     for number in range(start.task + 1, len(tasks) + 1):
-        done = {name: scan for name, scan in partial.items() if scan.fits}
-        learned |= {name: scan.learned for name, scan in done.items()}
+        done = {name: own for name, own in partial.items() if own.fits}
+        learned |= {name: own.learned for name, own in done.items()}
         for place, whole_batch in enumerate(batches, start=1):
             batch = [scan for scan in whole_batch if scan.name not in done]
             if not batch:
@@ -94,10 +94,10 @@ def learn(
             task = BatchTask(batch, count, tasks[:number], recipe, mesh)
             finished = fit_batch(task, learned, partial, report, keep)
             done |= finished
-            learned |= {name: scan.learned for name, scan in finished.items()}
+            learned |= {name: own.learned for name, own in finished.items()}
             if place < len(batches):
                 keep(recipe.num_steps, lambda finished=finished: finished)
         partial = {}
-        scores = sorted(score for scan in done.values() for score in scan.scores)
-        fits = sorted(fit for scan in done.values() for fit in scan.fits)
+        scores = sorted(score for own in done.values() for score in own.scores)
+        fits = sorted(fit for own in done.values() for fit in own.fits)
         yield TaskResult(number, dict(learned), scores, fits)

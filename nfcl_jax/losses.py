@@ -55,7 +55,7 @@ def binary_cross_entropy(
 
 
 def weighted_mean(values: Float[Array, " points"], weights: Float[Array, " points"]):
-    """Mean of `values` over the points of non-zero weight; 0 where there are none."""
+    """Mean of `values` over the points of weight 1; 0 where all have weight 0."""
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 

@@ -43,10 +43,10 @@ def dice(target: np.ndarray, prediction: np.ndarray, label: int) -> float:
 
 
 def mean_dice(target: np.ndarray, prediction: np.ndarray) -> float:
-    """Mean Dice coefficient of the foreground classes that either has; NaN if there is none."""
-    scores = [dice(target, prediction, label) for label in FOREGROUND]
-    present = [value for value in scores if not np.isnan(value)]
-    return float(np.mean(present)) if present else float("nan")
+    """Mean Dice coefficient of the classes but 0 that either has; NaN if there is none."""
+    present = np.union1d(target, prediction).tolist()
+    scores = [dice(target, prediction, int(label)) for label in present if label]
+    return float(np.mean(scores)) if scores else float("nan")
 
 
 class Metric(NamedTuple):

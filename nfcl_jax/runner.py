@@ -209,7 +209,7 @@ def _learn(
             yield first
     mesh = device_mesh()
     _log_machine(mesh)
-    keep = _keeper(config, workdir, caller.asked_to_stop)
+    keep = keeper(config, workdir, caller.asked_to_stop)
     hooks = Hooks(caller.on_progress, keep)
     yield from learn(scans, tasks, recipe_of(config), mesh, start, hooks)
 
@@ -225,18 +225,19 @@ def _first_task_of(twin: Path) -> TaskResult | None:
         return None
 
 
-def _keeper(config: Mapping[str, Any], workdir: Path, asked_to_stop) -> Callable:
-    """What saves the task in the middle: scans that are done with it; all between chunks of steps
+def keeper(config: Mapping[str, Any], workdir: Path, asked_to_stop) -> Callable:
+    """What saves the task in the middle: batches that are done with it; all between chunks of steps
     if the config says so; and everything before `Stopped`."""
-    saved_at = 0
+    saved = 1, 0  # task and step
 
     def keep(task, step, snapshot):
-        nonlocal saved_at
+        nonlocal saved
+        last = saved[1] if saved[0] == task else 0
         done, number = step == config["num_steps"], asked_to_stop()
         every = config["checkpoint_every_steps"]
-        if done or number or (every and step - saved_at >= every):
+        if done or number or (every and step - last >= every):
             partial.save(workdir, task, snapshot())
-            saved_at = 0 if done else step
+            saved = task, 0 if done else step
         if number:
             raise Stopped(number)
 

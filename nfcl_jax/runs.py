@@ -145,9 +145,9 @@ class Run:
     ) -> Path:
         """Writes what a field makes of a scan as a NIfTI file that lies over the scan.
 
-        The image is in [0, 1], the scan's smallest and largest intensity; the mask in labels 0 to
-        3. A cine has the frames that were learned by then, along the fourth axis, whose voxel size
-        is the time between two as a fraction of the cardiac cycle.
+        The image is in [0, 1], the scan's smallest and largest intensity; the mask has its labels.
+        A cine has the frames that were learned by then, along the fourth axis, whose voxel size is
+        the time between two as a fraction of the cardiac cycle.
 
         Args:
           patient: as for `field`.
@@ -208,6 +208,7 @@ class Run:
         root = Path(root or data["root"] or self.workdir / "phantom")
         dataset = data["dataset"] if data["root"] else "acdc"
         scans = read_scans(root, self.config["scenario"], [patient], dataset)
+        (found,) = DATASETS[dataset].find(root, [patient])
         (scan,) = (s for s in scans if s.image == record["image"])
         if list(scan.shape) != list(record["shape"]):
             raise DataError(
@@ -229,7 +230,7 @@ class Run:
 
         stored = DATASETS[dataset].stored_voxels
         voxels = (
-            stored(root / patient, scan.image, scan.frame_numbers[:frames])
+            stored(found, scan.image, scan.frame_numbers[:frames])
             if stored
             else scan.intensities[:frames].tobytes()
         )

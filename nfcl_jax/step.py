@@ -103,9 +103,9 @@ def optimiser(static: Static) -> optax.GradientTransformation:
 def begin_task(
     static: Static, state: tuple[Params, State], scan: PaddedScan, task: TaskArrays
 ) -> tuple[Any, State]:
-    """The strategy's memory and state at the start of a task, from what the last one left."""
-    view = view_of(static, scan, task)
-    return static.strategy.begin(view, *state) if static.strategy.begin else (None, state[1])
+    """The strategy's memory and state at the start of a task, from what the last one left; for a
+    strategy that has a `begin`."""
+    return static.strategy.begin(view_of(static, scan, task), *state)
 
 
 def start_task(
@@ -233,7 +233,7 @@ def view_of(
         return None
     first, last = task.earlier_frames[:, 0].min(), task.earlier_frames[:, 1].max()
     start, stop = grid.frame_range(jnp.stack([first, last]), scan.shape)
-    num_voxels = static.num_earlier_frames * static.num_voxels
+    num_indices = static.num_earlier_frames * static.num_voxels
     return TaskView(
         field=static.field,
         scan=scan,
@@ -242,9 +242,9 @@ def view_of(
         previous=Domain(static.previous_head, task.previous_frames),
         earlier=tuple(map(Domain, static.earlier_heads, task.earlier_frames)),
         draw=lambda key: draw_points(static, static.num_earlier_frames, start, stop, key),
-        num_voxels=num_voxels,
-        stop_voxel=task.stop_earlier,
-        points_evaluated=static.num_steps * (static.batch_size or num_voxels),
+        num_indices=num_indices,
+        stop_index=task.stop_earlier,
+        points_evaluated=static.num_steps * (static.batch_size or num_indices),
         memory=memory,
     )
 
@@ -256,7 +256,7 @@ def learning_part(
     looks elsewhere. Rows that no step asks have no gradient, and Adam, fresh, leaves them.
 
     Args:
-      static: the recipe.
+      static: what the task's programs are compiled for.
       params: of the field.
       start: the first flat index of the task.
 

@@ -30,6 +30,14 @@ def saved(tmp_path):
     return tmp_path, params
 
 
+def test_a_state_may_be_of_any_numbers(tmp_path):
+    state = {"half": np.ones(3, jax.numpy.bfloat16), "count": np.int32(2), "on": np.array([True])}
+    learned = {"patient001/ED": Learned(make_params(3), state)}
+    checkpoints.save(tmp_path, 1, learned, {})
+    (loaded,) = checkpoints.load_all(tmp_path, 1).values()
+    jax.tree.map(np.testing.assert_array_equal, loaded.state, state)
+
+
 def test_what_is_saved_is_loaded_to_the_bit_one_scan_at_a_time(saved):
     workdir, params = saved
     for name, expected in params.items():

@@ -105,6 +105,8 @@ def test_the_check_by_itself(root, tmp_path):
     done = run(command, tmp_path)
     assert done.returncode == 1
     assert "the mask is empty" in done.stdout and "2 of 3 patients can be used." in done.stdout
+    done = run(f"{command} --scenarios=domain_expansion", tmp_path)
+    assert done.returncode == 0, done.stderr  # which asks for no mask
     done = run(f"{command}/patient001", tmp_path)
     assert done.returncode == 2 and f"{root} would be right" in done.stderr
     done = run(f"python -m experiments.check_data --root={tmp_path}", tmp_path)
@@ -175,6 +177,46 @@ def test_a_reader_of_ones_own_is_an_entry(root, monkeypatch):
         read_scans(root, "domain_expansion", dataset="mine")
     with pytest.raises(DataError, match="patient001: its reader gave no labels"):
         read_scans(root, "signal_expansion", dataset="mine")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (lambda x: x + 3, "labels from 3 to 6; whole numbers from 0 to 3"),
+        (lambda x: x + 0.5, "labels from 0.5 to 3.5; whole numbers from 0 to 3"),
+        (lambda x: x[:, :-1], r"labels of shape \(1, 71, 64, 6\); a task needs shape \(1, 72"),
+    ],
+)
+def test_labels_that_no_task_could_learn_are_refused(root, monkeypatch, labels, message):
+    def read(folder, image, num_frames):
+        scan = acdc.read_image(folder, "ED", 1)
+        return dataclasses.replace(scan, image=image, labels=labels(scan.labels))
+
+    monkeypatch.setitem(cohorts.DATASETS, "mine", Dataset(acdc.find_patients, read))
+    with pytest.raises(DataError, match=f"patient001: its reader gave {message}"):
+        read_scans(root, "signal_expansion", dataset="mine")
+
+
+def test_labels_that_no_task_needs_are_left_out(root, monkeypatch):
+    """Those of some patients alone too: a batch has labels of all its scans or of none."""
+
+    def read(folder, image, num_frames):
+        scan = acdc.read_cine(folder, num_frames)
+        return dataclasses.replace(scan, labels=scan.intensities > 0.5)
+
+    monkeypatch.setitem(cohorts.DATASETS, "mine", Dataset(acdc.find_patients, read))
+    assert all(s.labels is None for s in read_scans(root, "domain_expansion", dataset="mine"))
+
+
+def test_patients_that_a_reader_does_not_find_are_missed(root, monkeypatch):
+    def find(root, patients):
+        return [root / name for name in sorted(patients) if name == "patient001"]
+
+    monkeypatch.setitem(cohorts.DATASETS, "mine", Dataset(find, acdc.read_image))
+    with pytest.raises(DataError, match=f"{root}: 0 are here, of the data set mine"):
+        read_cohort(root, SCENARIOS, dataset="mine")
+    with pytest.raises(DataError, match=f"{root}: 1 of the 2 that are wanted are here"):
+        read_cohort(root, SCENARIOS, ["patient001", "patient4"], dataset="mine")
 
 
 def test_the_memory_that_a_scan_takes_counts_the_frames_that_are_learned(root, monkeypatch):

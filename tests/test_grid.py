@@ -11,6 +11,8 @@ from configs import paper as paper_config
 from experiments.launch import grid
 from nfcl_jax.config import check_config, make_config
 from nfcl_jax.errors import ConfigError
+from nfcl_jax.strategies import STRATEGIES
+from nfcl_jax.strategies.base import Strategy, StrategyKind
 
 QUIET = Console(quiet=True)
 
@@ -57,6 +59,17 @@ def test_a_strategy_may_come_with_several_constants(tmp_path):
     constants = [c.config[c.config["strategy"]] for c in cells[1:5]]
     assert [c["weight"] for c in constants] == [0.1, 10.0, 100.0, 1e6]
     assert [c.get("points") for c in constants] == ["voxels", "voxels", "shared", None]
+
+
+def test_a_constant_that_is_true_or_false_is_said_so(tmp_path, monkeypatch):
+    kind = StrategyKind("kept", lambda often=True: Strategy())
+    monkeypatch.setitem(STRATEGIES, "keep", kind)
+    config = paper_config.get_config().to_dict() | {"fields": "siren", "seeds": "0"}
+    config |= {"scenarios": "domain_expansion", "strategies": "keep,keep:often=False"}
+    cells = grid.make_cells(config, tmp_path)
+    assert [cell.config["keep"]["often"] for cell in cells] == [True, False]
+    with pytest.raises(ConfigError, match="True or False would be right, not '0'"):
+        grid.make_cells(config | {"strategies": "keep:often=0"}, tmp_path)
 
 
 def test_cells_can_be_chosen(tmp_path):

@@ -18,7 +18,7 @@ from small import (
     train,
 )
 
-from nfcl_jax import fitting
+from nfcl_jax import fields, fitting
 from nfcl_jax.loop import Hooks
 from nfcl_jax.strategies.ewc import ewc
 
@@ -98,6 +98,22 @@ def test_the_output_layer_grows_when_the_mask_is_learned():
     kernels = [params_of(r)[scan.name]["params"]["output"]["kernel"] for r in (image, mask)]
     assert [kernel.shape for kernel in kernels] == [(16, 1), (16, 5)]
     assert {s.metric for s in mask.scores} == {"psnr", "ssim", "dsc_rv", "dsc_myo", "dsc_lv", "dsc"}
+
+
+def test_a_table_that_is_not_of_the_grid_keeps_its_size(monkeypatch):
+    class Lattice(fields.Field):
+        @fields.nn.compact
+        def __call__(self, coords):
+            table = self.param("table", fields.symmetric_uniform(1.0), (16, coords.shape[-1]))
+            init = fields.inverse_root
+            return fields.layers(
+                self, coords @ table.T, jax.nn.relu, lambda _, n: init(n), lambda _, n: init(n)
+            )
+
+    monkeypatch.setitem(fields.FIELDS, "lattice", Lattice)
+    for result in train(cohort()[:2], FRAMES[:2], distilled("lattice")):
+        for params in params_of(result).values():
+            assert params["params"]["table"].shape == (16, 4)
 
 
 def test_only_rows_of_the_frames_at_hand_change_in_diners_table():

@@ -47,6 +47,12 @@ def test_dice_by_hand():
     assert np.isnan(metrics.dice(a, b, 3))
 
 
+def test_the_mean_dice_is_over_whatever_classes_there_are():
+    a, b = np.array([0, 7, 7, 9]), np.array([0, 7, 5, 9])
+    assert metrics.mean_dice(a, b) == pytest.approx((0 + 2 / 3 + 1) / 3)
+    assert np.isnan(metrics.mean_dice(np.zeros(3), np.zeros(3)))
+
+
 def test_an_image_is_clipped_before_it_is_scored():
     scan, task = make_scan(), frame_by_frame(4)[1]
     outputs = scan.intensities[..., None] + np.where(scan.intensities > 0.5, 10.0, -10.0)[..., None]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small import FRAMES, IMAGE_AND_MASK, cohort, distilled, recipe, scans_for, train
 
-from nfcl_jax import fitting, partial
+from nfcl_jax import fitting, partial, runner
 from nfcl_jax.batching import device_mesh
 from nfcl_jax.loop import Hooks, Start, learn
 from nfcl_jax.strategies.ewc import ewc
@@ -93,3 +93,16 @@ def test_a_damaged_file_of_a_partial_checkpoint_is_named(tmp_path):
         scans_left, (fault,) = partial.load(tmp_path, 1, [scans[0].name])
         assert not scans_left
         assert fault.startswith(f"{path}: damaged (") and f"{scans[0].name} begins" in fault
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_every_task_and_batch_is_saved_as_often_as_the_config_says(batches, monkeypatch, tmp_path):
+    monkeypatch.setattr(fitting, "STEPS_PER_CHUNK", 4)
+    saved = []
+    monkeypatch.setattr(partial, "save", lambda workdir, task, scans: saved.append(task))
+    how = distilled(num_steps=20, scans_per_batch=3 - batches)
+    config = {"num_steps": 20, "checkpoint_every_steps": 8}
+    keep = runner.keeper(config, tmp_path, lambda: None)
+    train(cohort()[:2], FRAMES[:3], how, hooks=Hooks(on_chunk=keep))
+    # At steps 8 and 16 of each batch, and where one that is not the last is done.
+    assert [saved.count(task) for task in (1, 2, 3)] == [3 * batches - 1] * 3

@@ -58,10 +58,24 @@ def folder(phantom_root, tmp_path_factory):
     return folder
 
 
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def none_outlives_its_test():
+    """What a test that fails, or takes too long, leaves at work would slow down all the others."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate()
+
+
 def start(folder):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(TRAIN, cwd=folder, env=environment, **pipes)
+    STARTED.append(subprocess.Popen(TRAIN, cwd=folder, env=environment, **pipes))
+    return STARTED[-1]
 
 
 def wait_for(condition, process):

@@ -83,7 +83,7 @@ def test_a_task_too_short_to_render_its_teacher_asks_it_and_learns_the_same(name
     assert short.num_steps * short.batch_size < scans[0].num_voxels
     rendering = strategy._replace(
         begin=lambda view, params, state: strategy.begin(
-            view._replace(points_evaluated=view.num_voxels), params, state
+            view._replace(points_evaluated=view.num_indices), params, state
         )
     )
     runs = [train(scans, tasks, short._replace(strategy=s)) for s in (strategy, rendering)]

@@ -130,7 +130,7 @@ def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     scenarios = _words(config, "scenarios", SCENARIOS)
     fields = _words(config, "fields", FIELDS)
     strategies = _strategies(config["strategies"])
-    seeds = _numbers(config, "seeds", int)
+    seeds = _numbers(config, "seeds")
     wanted = split_words(config["cells"]) or ["*"]
     cells: list[Cell] = []
     for scenario, field, seed in itertools.product(scenarios, fields, seeds):
@@ -172,12 +172,23 @@ def _strategies(words: str) -> list[tuple[str, dict[str, Any]]]:
                 f"distillation:weight=10, got {word!r}."
             )
         try:
-            found.append((name, {k: type(own[k])(v) for k, v in constants.items()}))
+            found.append((name, {k: _like(own[k], v) for k, v in constants.items()}))
         except ValueError as error:
             raise ConfigError(f"config.strategies: {word!r}: {error}.") from error
     if not found:
         raise ConfigError("config.strategies names none.")
     return found
+
+
+def _like(default: Any, word: str) -> Any:
+    """The word as a value of the default's type.
+
+    Raises:
+      ValueError: if it is none.
+    """
+    if isinstance(default, bool) and word not in ("True", "False"):
+        raise ValueError(f"True or False would be right, not {word!r}")
+    return word == "True" if isinstance(default, bool) else type(default)(word)
 
 
 def _short(value: Any) -> str:
@@ -191,9 +202,9 @@ def _words(config: Mapping[str, Any], name: str, known: Iterable[str]) -> list[s
     return list(dict.fromkeys(words))
 
 
-def _numbers(config: Mapping[str, Any], name: str, kind: Callable) -> list:
+def _numbers(config: Mapping[str, Any], name: str) -> list[int]:
     try:
-        numbers = list(dict.fromkeys(kind(word) for word in split_words(config[name])))
+        numbers = list(dict.fromkeys(int(word) for word in split_words(config[name])))
     except ValueError:
         numbers = []
     if not numbers:

@@ -181,7 +181,8 @@ def _read_mask(path: Path) -> Volume:
     mask = read_volume(path, dimensions=3)
     labels = np.unique(mask.data)
     if not np.isin(labels, np.arange(NUM_CLASSES)).all():
-        raise DataError(f"{path}: labels must be 0 to 3, found {labels[:8].tolist()}.")
+        last, found = NUM_CLASSES - 1, labels[:8].tolist()
+        raise DataError(f"{path}: labels must be 0 to {last}, found {found}.")
     if labels.max() == 0:
         raise DataError(f"{path}: the mask is empty.")
     if len(labels) == 1:

@@ -3,6 +3,7 @@
 A data set is added by an entry in DATASETS.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,10 +22,10 @@ class Dataset(NamedTuple):
     """How the files of a data set are read. Faults of files are DataErrors.
 
     Attributes:
-      find: (root, names of patients, all if empty) -> their folders, in the order of their names.
-      read: (folder, image, frames that a scenario needs) -> Scan; the image is one of those that a
+      find: (root, names of patients, all if empty) -> a path for each, in the order of their names.
+      read: (path, image, frames that a scenario needs) -> Scan; the image is one of those that a
         scenario names.
-      stored_voxels: (folder, image, frame numbers) -> the scan's voxels as their file has them, or
+      stored_voxels: (path, image, frame numbers) -> the scan's voxels as their file has them, or
         None if that is not to be known.
     """
 
@@ -63,7 +64,11 @@ def read_cohort(
     find, read, _ = look_up(DATASETS, "data set", dataset, DataError)
     cohort = Cohort({scenario: [] for scenario in scenarios}, {}, [])
     owners: dict[str, str] = {}
-    for folder in find(root, patients):
+    paths = find(root, patients)
+    if len(paths) < max(len(set(patients)), 1):
+        wanted = f" of the {len(set(patients))} that are wanted" if patients else ""
+        raise DataError(f"{root}: {len(paths)}{wanted} are here, of the data set {dataset}.")
+    for folder in paths:
         faults: list[str] = []
         scans = {
             scenario: [
@@ -101,8 +106,18 @@ def _read(folder: Path, image: str, scenario: Scenario, read: Callable) -> Scan:
             f"{folder}: its reader gave {values.dtype} of shape {values.shape}; float32 of shape "
             f"({scenario.num_frames}, x, y, z) would be right."
         )
-    if scan.labels is None and any(t.head.kind == "mask" for t in scenario.tasks(1.0)):
-        raise DataError(f"{folder}: its reader gave no labels, which a task needs.")
+    heads = [task.head for task in scenario.tasks(1.0) if task.head.kind == "mask"]
+    if not heads:
+        return dataclasses.replace(scan, labels=None)
+    if scan.labels is None or scan.labels.shape != values.shape:
+        what = "no labels" if scan.labels is None else f"labels of shape {scan.labels.shape}"
+        raise DataError(f"{folder}: its reader gave {what}; a task needs shape {values.shape}.")
+    classes = min(head.num_channels for head in heads)
+    if not np.isin(scan.labels, np.arange(classes)).all():
+        raise DataError(
+            f"{folder}: its reader gave labels from {scan.labels.min()} to {scan.labels.max()}; "
+            f"whole numbers from 0 to {classes - 1} would be right."
+        )
     return scan
 
 

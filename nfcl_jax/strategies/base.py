@@ -10,10 +10,15 @@ name. Each function is for one scan, runs under jit and vmap, and is optional:
     on_update    (view, state, params, update, losses) -> update, state        after it
 
 `memory` is constant while a task is learned, is found as `view.memory`, and is never saved: `begin`
-makes it again when a run goes on. `state` is a nested dictionary of arrays. It goes through the
-steps, into the checkpoints and, with padding and a grown output layer, to the next task's `begin`;
-it starts as {}. An array that belongs to the rows of a table is called "table", with the rows on
-its last axis but one, so that it can be cut to a scan's own size.
+makes it again when a run goes on. `state` is a nested dictionary of arrays of numbers, none of size
+0. It starts as {}, goes into the checkpoints and to the next task's `begin`, which alone may change
+its structure and shapes: through the steps they are fixed. An array that belongs to the rows of a
+table is called "table", with the rows on its last axis but one, so that it is cut to a scan's own
+size and padded again.
+
+`begin` is given the last task's parameters and state. Where this task has more output channels than
+they have, `view.field` has them already: `params.field_of` is the field of the old parameters, and
+`params.pad_output` widens what a state keeps of them.
 
 How each strategy fills it:
 
@@ -22,14 +27,14 @@ How each strategy fills it:
     distillation   memory: the teacher         its answers       weight x L               -
     EWC, MAS       state: sum of importances,  -                 weight / 2 x             -
                    the latest parameters                         sum F (theta - theta*)^2
-    OGD            state: extend the basis     -                 -                        gradient:
+    OGD            state: extend the basis     -                 -                        update:
                    by gradients at voxels                                                 project
     replay         state: keep points and      true targets      weight x L               -
                    values of `previous`
     joint          -                           all of `earlier`, L against `scan`         -
                                                true targets
-    adapting       as the strategy that        the same          state's weight x L       gradient:
-    weight         it adapts                                                              change it
+    adapting       as the strategy that it     the same          state's weight x L       gradient:
+    weight         adapts; state: the weight                                              change it
 
 The first task has nothing to keep: no strategy acts in it, and all share its program. A projection
 belongs into `on_update`: Adam divides each direction by its own size, so that what was orthogonal
@@ -69,8 +74,8 @@ class TaskView(NamedTuple):
       previous: what the last one did.
       earlier: what all earlier ones did, each head once.
       draw: key -> points of the domain of the earlier tasks, for one step.
-      num_voxels: so many flat indices, from 0, cover that domain in every scan of the batch.
-      stop_voxel: and so many in the largest of them, where rendering may stop.
+      num_indices: so many flat indices, from 0, cover that domain in every scan of the batch.
+      stop_index: and so many in the largest of them, where rendering may stop.
       points_evaluated: so many points are asked during the whole task.
       memory: what `begin` gave first.
     """
@@ -82,8 +87,8 @@ class TaskView(NamedTuple):
     previous: Domain
     earlier: tuple[Domain, ...]
     draw: Callable[[Key[Array, ""]], Points]
-    num_voxels: int
-    stop_voxel: Int[Array, ""]
+    num_indices: int
+    stop_index: Int[Array, ""]
     points_evaluated: int
     memory: Any = None
 

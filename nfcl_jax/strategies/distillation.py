@@ -38,10 +38,10 @@ def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
     """
 
     def begin(view: TaskView, params: Params, state: dict):
-        if points != "continuous" and view.num_voxels <= view.points_evaluated:
+        if points != "continuous" and view.num_indices <= view.points_evaluated:
             field, shape = field_of(view.field, params), view.scan.shape
             return Teacher(
-                None, render(field, params, shape, view.num_voxels, view.stop_voxel)
+                None, render(field, params, shape, view.num_indices, view.stop_index)
             ), state
         return Teacher(params, None), state
 

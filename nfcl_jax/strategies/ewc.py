@@ -28,7 +28,8 @@ def ewc(weight: float = 1.0) -> Strategy:
     with the latest parameters theta* and F, the diagonal of the Fisher information of each earlier
     task, summed over them: one penalty about the latest parameters, as Huszar has it (PNAS
     115(11), 2018). F is that of the field's own answers, see `importance`, so it does not vanish
-    where the field fits its data, and the penalty with weight 1 approximates distillation's.
+    where the field fits its data: for one earlier image the penalty with weight 1 is
+    distillation's loss to the second order.
     """
 
     def begin(view: TaskView, params: Params, state: dict):
