@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nfcl_jax.arguments import ScanAndMemory, Steps
 from nfcl_jax.batching import CPU_OPTIONS, compile_for, device_mesh, make_batches
 from nfcl_jax.config import make_config
 from nfcl_jax.fields import create_field, init_params
@@ -19,7 +20,6 @@ from nfcl_jax.run_folder import tasks_of
 from nfcl_jax.runner import recipe_of
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import num_channels
-from nfcl_jax.step import ScanAndMemory, Steps
 from nfcl_jax.strategies import create_strategy
 
 Run = Callable[[int], None]  # does so many steps, and returns when they are done

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
 
     # For every cell; what each means is said in nfcl_jax/config.py.
     config.num_steps = 500
-    config.batch_size = 4096
+    config.batch_size = config_dict.placeholder(int)  # of every field; None is each field's own
     config.scans_per_batch = config_dict.placeholder(int)
     config.checkpoint_every_steps = 0
     config.strict = False

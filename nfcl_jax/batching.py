@@ -122,6 +122,7 @@ class Programs(NamedTuple):
     start_task: Callable
     fit_steps: Callable
     penalty_share: Callable
+    curve_error: Callable
     render: Callable
 
 
@@ -135,6 +136,7 @@ def compile_for(mesh: Mesh) -> Programs:
         start_task=quick(step.start_task),
         fit_steps=program(step.fit_steps, donate=True),
         penalty_share=quick(step.penalty_share),
+        curve_error=quick(step.curve_error),
         render=program(_render_scan),
     )
 

@@ -25,12 +25,16 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
       ConfigError: for a name that is none; the message lists what there is.
     """
     look_up(STRATEGIES, "strategy", strategy, ConfigError)
+    kind = look_up(FIELDS, "field", field, ConfigError)
     config: dict[str, Any] = {
         "scenario": scenario,
         "seed": 0,
         "num_steps": 500,  # of Adam, per task
-        "batch_size": 4096,  # points per step; 0 is every voxel of the task
-        "learning_rate": look_up(FIELDS, "field", field, ConfigError).learning_rate,
+        # Points per step; 0 is every voxel of the task. Its default, and those of the next two, are
+        # the field's.
+        "batch_size": kind.batch_size,
+        "learning_rate": kind.learning_rate,
+        "warmup_steps": kind.warmup_steps,  # of each task, in which the rate grows to its value
         "huber_delta": 1.0,
         # How many scans one call of the program fits: 0 is all; None is one per device on CPUs,
         # where more are no faster and take more memory, and as many as draw 131,072 points
@@ -73,6 +77,9 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     if "patients_per_batch" in config:
         config["scans_per_batch"] = config.pop("patients_per_batch")
     config["data"] = {"dataset": "acdc", **config["data"]}
+    config.setdefault("warmup_steps", 0)
+    if config["field"]["name"] == "diner":
+        config["field"] = {"knots": 0, "initialisation": "lecun", **config["field"]}
     return config
 
 
@@ -115,6 +122,7 @@ def _checked(config: Mapping[str, Any]):
             config["batch_size"],
         ),
         ("learning_rate", POSITIVE, config["learning_rate"]),
+        ("warmup_steps", NOT_NEGATIVE, config["warmup_steps"]),
         ("huber_delta", POSITIVE, config["huber_delta"]),
         ("scans_per_batch", batch, config["scans_per_batch"]),
         (

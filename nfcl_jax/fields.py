@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from nfcl_jax.checks import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Check
+from nfcl_jax.checks import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Check, one_of
 from nfcl_jax.errors import look_up
 from nfcl_jax.sine import sine
 
@@ -37,6 +37,8 @@ class Field(nn.Module):
       title, colour, marker: in tables and figures. The paper's four have colours by Okabe and Ito
         (2008), which colour-blind readers tell apart.
       learning_rate: of Adam, by default.
+      batch_size: points per step, by default; 0 is every voxel.
+      warmup_steps: of each task, by default, in which Adam's rate grows to its value.
       checks: what a constant may be, by its name.
     """
 
@@ -48,6 +50,8 @@ class Field(nn.Module):
     colour: ClassVar[str] = "#555555"
     marker: ClassVar[str] = "o"
     learning_rate: ClassVar[float] = 1e-3
+    batch_size: ClassVar[int] = 4096
+    warmup_steps: ClassVar[int] = 0
     checks: ClassVar[Mapping[str, Check]] = {}
 
 
@@ -176,17 +180,28 @@ class DINER(Field):
     """ReLU layers over a learned table with one entry per voxel and frame, looked up by index.
 
     An index outside the table gives NaN: there is nothing to look up between or beyond voxels.
+    Steps over every voxel ask it at `knots` entries and interpolate, see `curve`; 0 asks it at all.
+    The layers' `initialisation` is "torch", what PyTorch gives linear layers, or "lecun" with zero
+    biases.
     """
 
     rows: int = 0
     table_features: int = 1
     table_range: float = 1e-4
+    knots: int = 2048
+    initialisation: str = "lecun"
     on_grid: ClassVar[bool] = True
     title: ClassVar[str] = "DINER"
     colour: ClassVar[str] = "#CC3311"
     marker: ClassVar[str] = "D"
     learning_rate: ClassVar[float] = 1e-2
-    checks: ClassVar[Mapping[str, Check]] = {"table_features": AT_LEAST_1, "table_range": POSITIVE}
+    batch_size: ClassVar[int] = 0  # as its authors' code does; of 4,096 a row sees too few
+    checks: ClassVar[Mapping[str, Check]] = {
+        "table_features": AT_LEAST_1,
+        "table_range": POSITIVE,
+        "knots": Check(lambda x: x == 0 or x >= 2, "at least 2, or 0 to ask at every voxel"),
+        "initialisation": one_of(["torch", "lecun"]),
+    }
 
     @nn.compact
     def __call__(self, index: Int[Array, " points"]) -> Float[Array, "points channels"]:
@@ -195,15 +210,18 @@ class DINER(Field):
         )
         index = jnp.where(index < 0, self.rows, index)  # would count from the end
         entries = jnp.asarray(table).at[index].get(mode="fill", fill_value=jnp.nan)
-        # Zero biases: with PyTorch's default ones most fits of whole scans died in a later task,
-        # where the entries of a new frame all start near 0 and one bad bias kills every ReLU.
-        return layers(
-            self,
-            entries,
-            nn.relu,
-            lambda layer, inputs: nn.initializers.lecun_normal(),
-            lambda layer, inputs: nn.initializers.zeros,
-        )
+
+        def kernel_init(layer, inputs):
+            return (
+                inverse_root(inputs)
+                if self.initialisation == "torch"
+                else nn.initializers.lecun_normal()
+            )
+
+        def bias_init(layer, inputs):
+            return inverse_root(inputs) if self.initialisation == "torch" else nn.initializers.zeros
+
+        return layers(self, entries, nn.relu, kernel_init, bias_init)
 
 
 FIELDS: dict[str, type[Field]] = {

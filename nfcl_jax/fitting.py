@@ -10,7 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nfcl_jax import metrics
+from nfcl_jax.arguments import ScanAndMemory, Static, Steps, TaskArrays, TrainState
 from nfcl_jax.batching import Programs, compile_for, filled
+from nfcl_jax.curve import is_curve
 from nfcl_jax.errors import InactivePenaltyError
 from nfcl_jax.fields import FIELDS, create_field
 from nfcl_jax.padded import PaddedScan, padded_size, stack_scans
@@ -18,7 +20,6 @@ from nfcl_jax.params import resize_tables
 from nfcl_jax.records import Fit, Learned, Losses, Partial, PenaltyShare, Score
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import Task, merge_domains, num_channels, num_frames
-from nfcl_jax.step import ScanAndMemory, Static, Steps, TaskArrays, TrainState
 from nfcl_jax.strategies import FINETUNE
 from nfcl_jax.strategies.base import Strategy
 
@@ -32,6 +33,7 @@ class Recipe(NamedTuple):
       field: its name and constants, as `fields.create_field` takes them.
       strategy: used from the second task on.
       learning_rate: of Adam.
+      warmup_steps: of each task, in which the rate grows to its value.
       num_steps: per task.
       batch_size: points per step; 0 is every voxel.
       scans_per_batch: as `make_batches` takes it.
@@ -41,6 +43,7 @@ class Recipe(NamedTuple):
     field: Mapping[str, Any]
     strategy: Strategy
     learning_rate: float
+    warmup_steps: int
     num_steps: int
     batch_size: int
     scans_per_batch: int | None
@@ -84,6 +87,7 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
         field=create_field(recipe.field, num_channels(task.tasks), task.rows),
         strategy=strategy,
         learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup_steps,
         num_steps=recipe.num_steps,
         steps_per_chunk=STEPS_PER_CHUNK,
         batch_size=recipe.batch_size,
@@ -145,9 +149,15 @@ def fit_batch(
     report(num_steps, chunks[-1])
 
     rendered = programs.render((static.field, task.rows), state.params, scans, arrays.stop_seen)
+    errors = np.zeros(task.count)
+    if static.batch_size == 0 and is_curve(static.field):
+        errors = programs.curve_error(static, (state.params, rendered), scans, arrays)
     ends = _snapshot(task.batch, num_steps, state, chunks, shares)
-    outputs = zip(task.batch, np.asarray(rendered), strict=False)
-    return {scan.name: _finished(task, scan, ends[scan.name], flat) for scan, flat in outputs}
+    outputs = zip(task.batch, np.asarray(rendered), np.asarray(errors), strict=False)
+    return {
+        scan.name: _finished(task, scan, ends[scan.name], flat, float(curve_error))
+        for scan, flat, curve_error in outputs
+    }
 
 
 def start_batch(
@@ -168,7 +178,9 @@ def start_batch(
     return programs.start_task(static, (before, state), scans, arrays), memory
 
 
-def _finished(task: BatchTask, scan: Scan, end: Partial, flat: np.ndarray) -> Partial:
+def _finished(
+    task: BatchTask, scan: Scan, end: Partial, flat: np.ndarray, curve_error: float
+) -> Partial:
     """What a scan has at the end of a task, scored and without its padding. `flat` are the outputs
     at its flat indices."""
     tasks = task.tasks
@@ -193,6 +205,7 @@ def _finished(task: BatchTask, scan: Scan, end: Partial, flat: np.ndarray) -> Pa
         first_bad_step=int(bad[0]) + 1 if bad.size else 0,
         penalty_share=share.loss if share else 0.0,
         penalty_gradient_share=share.gradient if share else 0.0,
+        curve_error=curve_error,
     )
     own = task.resized(end.learned, scan.intensities.size)
     return end._replace(learned=own, optimiser=[], scores=scores, fits=[fit])

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+BLOCK = 4096  # points whose sum is a step of a longer one
+
 
 def huber(
     outputs: Float[Array, "points channels"],
@@ -54,9 +56,19 @@ def binary_cross_entropy(
     return jnp.mean(cross_entropy - jax.lax.stop_gradient(entropy), axis=-1)
 
 
-def weighted_mean(values: Float[Array, " points"], weights: Float[Array, " points"]):
-    """Mean of `values` over the points of weight 1; 0 where all have weight 0."""
-    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+def weighted_mean(
+    values: Float[Array, " points"], weights: Float[Array, " points"], padded: bool = False
+) -> Float[Array, ""]:
+    """Mean of `values` over the points of weight 1; 0 where all have weight 0. Where points of
+    weight 0 may follow, they are `padded`: summed up block by block, so that how many follow
+    changes no bit."""
+    weighted = values * weights
+    if padded:
+        blocks = jnp.pad(weighted, (0, -len(weighted) % BLOCK)).reshape(-1, BLOCK).sum(axis=1)
+        total = jax.lax.fori_loop(0, len(blocks), lambda i, sum: sum + blocks[i], jnp.zeros(()))
+    else:
+        total = jnp.sum(weighted)
+    return total / jnp.maximum(jnp.sum(weights), 1.0)
 
 
 def _check_shapes(outputs, targets):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from nfcl_jax.points import Points, take
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import Head
 
@@ -60,8 +61,8 @@ def stack_scans(scans: Sequence[Scan], num_voxels: int, seed: int) -> PaddedScan
     )
 
 
-def targets_at(head: Head, scan: PaddedScan, index: Int[Array, " points"]):
-    """What `head` should be at voxels, (points, channels): intensities, or one-hot classes."""
+def targets_at(head: Head, scan: PaddedScan, points: Points) -> Float[Array, "points channels"]:
+    """What `head` should be at voxels: intensities, or one-hot classes."""
     if head.kind == "image":
-        return scan.intensities[index][:, None]
-    return jax.nn.one_hot(scan.labels[index], head.num_channels)
+        return take(scan.intensities, points)[:, None]
+    return jax.nn.one_hot(take(scan.labels, points), head.num_channels)

@@ -23,6 +23,21 @@ def field_inputs(field: nn.Module, index: Int[Array, " points"], shape: Int[Arra
     return index if field.on_grid else index_to_coords(index, shape)
 
 
+def apply_in_blocks(
+    field: nn.Module, params: Params, inputs: Array, block: int = 4096
+) -> Float[Array, "points channels"]:
+    """The field at many inputs, a block of fixed size at a time.
+
+    Their gradients are added up block by block. So the memory is that of one block, whose
+    activations are computed again on the way back, and what pads the inputs changes no bit.
+    """
+    missing = -len(inputs) % block
+    padded = jnp.pad(inputs, [(0, missing)] + [(0, 0)] * (inputs.ndim - 1))
+    blocks = padded.reshape(-1, block, *inputs.shape[1:])
+    outputs = jax.lax.map(jax.checkpoint(lambda x: field.apply(params, x)), blocks)
+    return outputs.reshape(-1, outputs.shape[-1])[: len(inputs)]
+
+
 def render(
     field: nn.Module,
     params: Params,

@@ -9,14 +9,35 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 
 class Points(NamedTuple):
-    """Voxels that a step looks at; `weights` are 0 where padding stands in for a voxel."""
+    """Voxels that a step looks at.
+
+    Attributes:
+      index: flat.
+      weights: 0 where padding stands in for a voxel.
+      first: of indices that follow one another; `take` is a slice then.
+    """
 
     index: Int[Array, " points"]
     weights: Float[Array, " points"]
+    first: Int[Array, ""] | None = None
+
+    def counted_from(self, offset: Int[Array, ""] | None) -> "Points":
+        """The same voxels where index `offset`, 0 if None, is the first."""
+        if offset is None:
+            return self
+        first = None if self.first is None else self.first - offset
+        return self._replace(index=self.index - offset, first=first)
+
+
+def take(values: Shaped[Array, "voxels ..."], points: Points) -> Shaped[Array, "points ..."]:
+    """The values at the points."""
+    if points.first is None:
+        return values[points.index]
+    return jax.lax.dynamic_slice_in_dim(values, points.first, len(points.index))
 
 
 def num_voxels(shape: Int[Array, " axes"]) -> Int[Array, ""]:
@@ -64,10 +85,10 @@ def sample_points(
 
 
 def all_points(num_points: int, start: Int[Array, ""], stop: Int[Array, ""]) -> Points:
-    """Every flat index of [start, stop), then weightless repetitions of the last up to
+    """Every flat index of [start, stop), and then, without weight, those that follow, up to
     `num_points`, which must be at least `stop - start`."""
     index = start + jnp.arange(num_points)
-    return Points(jnp.minimum(index, stop - 1), (index < stop).astype(jnp.float32))
+    return Points(index, (index < stop).astype(jnp.float32), jnp.asarray(start))
 
 
 def sample_coords(

@@ -24,7 +24,8 @@ class Score(NamedTuple):
 class Fit(NamedTuple):
     """How one scan's fit to one task ended. `first_bad_step` is the first step, from 1, whose
     loss was not finite, or 0. The shares are those of PenaltyShare after the first chunk of steps,
-    0 without a penalty."""
+    0 without a penalty. `curve_error` is that of the last step, see `curve.error`; 0 where the
+    field itself was asked."""
 
     patient: str
     image: str
@@ -36,6 +37,7 @@ class Fit(NamedTuple):
     first_bad_step: int
     penalty_share: float = 0.0
     penalty_gradient_share: float = 0.0
+    curve_error: float = 0.0
 
 
 class Losses(NamedTuple):

@@ -1,10 +1,8 @@
 """What a run's folder holds beside its checkpoints, and whether it is the run that is asked for."""
 
-import contextlib
 import functools
 import json
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,28 +116,3 @@ def read_rows(workdir: Path, most: int) -> tuple[list[Score], list[Fit]]:
         [row for row in scores if row.trained_task <= most],
         [row for row in fits if row.task <= most],
     )
-
-
-@contextlib.contextmanager
-def log_to(path: Path, quiet: type[BaseException]):
-    """Sends the log to a file too, and what ends the run early; of an end of the `quiet` kind no
-    more than its message."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    # A full disk is told of by what cannot do without it.
-    handler.handleError = lambda record: None
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        yield
-    except quiet as stop:
-        log.info("%s; the same command goes on from here", stop)
-        raise
-    except BaseException:
-        record = log.makeRecord(log.name, logging.ERROR, "", 0, "ended early", (), sys.exc_info())
-        handler.handle(record)
-        raise
-    finally:
-        log.removeHandler(handler)
-        with contextlib.suppress(OSError):
-            handler.close()

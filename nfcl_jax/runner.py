@@ -1,9 +1,6 @@
 """One run: learns every task on the scans it is given, and writes all results below its folder."""
 
-import functools
 import logging
-import platform
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 import pandas as pd
-from jax.sharding import Mesh
 
-from nfcl_jax import checkpoints, partial
+from nfcl_jax import checkpoints, partial, run_log
 from nfcl_jax.batching import device_mesh
 from nfcl_jax.config import constants_of, split_words
 from nfcl_jax.data.cohorts import Cohort, read_cohort, refuse_faults
@@ -29,7 +25,6 @@ from nfcl_jax.report.tables import summary_of_run
 from nfcl_jax.run_folder import (
     describe_scans,
     label_of,
-    log_to,
     read_rows,
     refuse_another_run,
     tasks_of,
@@ -137,10 +132,10 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
     refuse_another_run(config, scan_records, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with (
-        log_to(workdir / "train.log", quiet=Stopped),
+        run_log.log_to(workdir / "train.log", quiet=Stopped),
         jax.default_matmul_precision(config["matmul_precision"]),
     ):
-        _log_start(scan_records)
+        run_log.log_start(scan_records)
         write_description(workdir, config, scan_records)
         label, metadata = label_of(config), {"config": config, "scans": scan_records}
         started = time.monotonic()
@@ -156,7 +151,7 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
             # The checkpoint comes last: where it is, the task's rows are.
             checkpoints.save(workdir, result.number, result.learned, metadata)
             partial.clear(workdir)
-            _log_task(result, tasks[result.number - 1].name, len(tasks))
+            run_log.log_task(result, tasks[result.number - 1].name, len(tasks))
             if caller.asked_to_stop() and result.number < len(tasks):
                 raise Stopped(caller.asked_to_stop())
         frame = as_frame(config, config["strategy"], scores, fits)
@@ -208,7 +203,7 @@ def _learn(
             log.info("task 1 of %d is taken from %s", len(tasks), caller.twin)
             yield first
     mesh = device_mesh()
-    _log_machine(mesh)
+    run_log.log_machine(mesh)
     keep = keeper(config, workdir, caller.asked_to_stop)
     hooks = Hooks(caller.on_progress, keep)
     yield from learn(scans, tasks, recipe_of(config), mesh, start, hooks)
@@ -242,51 +237,6 @@ def keeper(config: Mapping[str, Any], workdir: Path, asked_to_stop) -> Callable:
             raise Stopped(number)
 
     return keep
-
-
-def _log_machine(mesh: Mesh) -> None:
-    log.info(
-        "%s, Python %s, JAX %s on %d x %s",
-        platform.node(),
-        platform.python_version(),
-        jax.__version__,
-        mesh.devices.size,
-        mesh.devices.flat[0].device_kind,
-    )
-
-
-def _log_start(scan_records: list[dict]) -> None:
-    for record in scan_records:
-        if "left_out" in record:
-            log.warning("%s is left out: %s", record["patient"], " ".join(record["left_out"]))
-            continue
-        voxels = functools.reduce(int.__mul__, record["shape"])
-        log.info(
-            "%s/%s: %s voxels, %d parameters, %.3f per voxel",
-            record["patient"],
-            record["image"],
-            " x ".join(map(str, record["shape"])),
-            record["parameters"],
-            record["parameters"] / voxels,
-        )
-
-
-def _log_task(result: TaskResult, name: str, num_tasks: int) -> None:
-    log.info("task %d of %d (%s) learned and saved", result.number, num_tasks, name)
-    if any(fit.penalty_share for fit in result.fits):
-        log.info(
-            "after the first steps the penalty is %.3g times the fitting loss and its gradient "
-            "%.3g times the fit's (medians)",
-            statistics.median(fit.penalty_share for fit in result.fits),
-            statistics.median(fit.penalty_gradient_share for fit in result.fits),
-        )
-    for fit in result.fits:
-        name = f"{fit.patient}/{fit.image}"
-        if fit.diverged:
-            when = f"from step {fit.first_bad_step} on" if fit.first_bad_step else "after its steps"
-            log.warning("%s diverged in task %d: not finite %s", name, fit.task, when)
-        if fit.collapsed:
-            log.warning("%s collapsed to a constant in task %d", name, fit.task)
 
 
 def planned_work(config: Mapping[str, Any], scans: Sequence[Scan], learned: int) -> list[float]:

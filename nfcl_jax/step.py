@@ -1,23 +1,26 @@
 """One step of training, for one scan: points -> losses -> gradient -> strategy -> optimiser.
 
-`batching` maps these functions over the scans of a batch. Each takes (static, state, scan, shared):
-what is static under jit, what the steps change, what is one scan's own, and what all share.
+`batching` maps these functions over the scans of a batch. Each takes (static, state, scan, shared),
+see `arguments`.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int, Key
 
 from nfcl_jax import points as grid
+from nfcl_jax.arguments import ScanAndMemory, Static, Steps, TaskArrays, TrainState
+from nfcl_jax.curve import error, interpolate, is_curve
 from nfcl_jax.fields import Params, init_params
 from nfcl_jax.losses import weighted_mean
 from nfcl_jax.padded import PaddedScan, stream, targets_at
 from nfcl_jax.params import (
+    apply_in_blocks,
     field_inputs,
     grow_output,
     num_output_channels,
@@ -26,78 +29,14 @@ from nfcl_jax.params import (
 )
 from nfcl_jax.points import Points
 from nfcl_jax.records import Losses, PenaltyShare, State
-from nfcl_jax.scenarios import Head
-from nfcl_jax.strategies.base import Domain, Strategy, TaskView
-
-
-class Static(NamedTuple):
-    """What is static under jit: equal ones share compiled programs.
-
-    Attributes:
-      field: with the output channels that this task needs.
-      strategy: the empty one in the first task.
-      learning_rate: of Adam.
-      num_steps: of the task.
-      steps_per_chunk: so many at most in one call of `fit_steps`.
-      batch_size: points per step; 0 is every voxel of the task.
-      num_voxels: of one frame, padded: the longest scan's of the batch.
-      head: what is learned.
-      num_frames: of the task.
-      previous_head: of the last task, or None if the strategy does nothing: without it, the first
-        task and the next are the same to the program.
-      earlier_heads: of all earlier tasks, or none likewise.
-      num_earlier_frames: that cover them.
-    """
-
-    field: nn.Module
-    strategy: Strategy
-    learning_rate: float
-    num_steps: int
-    steps_per_chunk: int
-    batch_size: int
-    num_voxels: int
-    head: Head
-    num_frames: int
-    previous_head: Head | None
-    earlier_heads: tuple[Head, ...]
-    num_earlier_frames: int
-
-
-class TaskArrays(NamedTuple):
-    """The task, for all scans of a batch alike. Arrays, so that the next task of the same kind runs
-    in the same compiled program."""
-
-    number: Int[Array, ""]
-    frames: Int[Array, "2"]
-    previous_frames: Int[Array, "2"]
-    earlier_frames: Int[Array, "heads 2"]
-    stop_earlier: Int[Array, ""]  # one flat index beyond the earlier tasks, in the largest scan
-    stop_seen: Int[Array, ""]  # and beyond this task too
-
-
-class ScanAndMemory(NamedTuple):
-    """One scan's own, during a task: its data, and the strategy's memory."""
-
-    scan: PaddedScan
-    memory: Any
-
-
-class Steps(NamedTuple):
-    """Steps `first` to `stop - 1` of a task."""
-
-    task: TaskArrays
-    first: Int[Array, ""]
-    stop: Int[Array, ""]
-
-
-class TrainState(NamedTuple):
-    params: Params
-    opt_state: optax.OptState
-    strategy: State
+from nfcl_jax.strategies.base import Domain, TaskView
 
 
 def optimiser(static: Static) -> optax.GradientTransformation:
-    return optax.adam(static.learning_rate)
+    """Adam. During the warm-up its rate is learning_rate (i + 1) / warmup_steps in step i."""
+    rate, steps = static.learning_rate, static.warmup_steps
+    # The schedule is state too, which runs without a warm-up have never had.
+    return optax.adam(optax.linear_schedule(rate / steps, rate, steps - 1) if steps > 1 else rate)
 
 
 def begin_task(
@@ -139,13 +78,13 @@ def fit_steps(
     """
     start, _ = grid.frame_range(steps.task.frames, own.scan.shape)
     field, learning, offset = learning_part(static, state.params, start)
-    draw = losses_of_step(static, field, offset, own, steps.task)
+    losses_in = losses_of_step(static, field, offset, own, steps.task)
     adam, strategy = optimiser(static), static.strategy
     view = view_of(static, own.scan, steps.task, own.memory)
 
     def step(i, carry):
         (params, opt_state, of_strategy), all_losses = carry
-        losses_at = draw(i, of_strategy)
+        losses_at = losses_in(i, of_strategy)
 
         def loss(params):
             losses = losses_at(params)
@@ -191,38 +130,60 @@ def losses_of_step(
     fit_key, sample_key = stream(key, "fit"), stream(key, "rehearsal")
     start, stop = grid.frame_range(task.frames, scan.shape)
     view = view_of(static, scan, task, own.memory)
+    draw = drawing(static, static.num_frames, start, stop)
 
-    def draw(i, of_strategy):
-        points = draw_points(static, static.num_frames, start, stop, jax.random.fold_in(fit_key, i))
+    def losses_at(i, of_strategy):
+        points = draw(jax.random.fold_in(fit_key, i))
         inputs = field_inputs(static.field, points.index, scan.shape)
-        targets = targets_at(static.head, scan, points.index)
+        targets = targets_at(static.head, scan, points)
         sample = None
         if strategy.sample:
             step_key = jax.random.fold_in(sample_key, i)
             sample = strategy.sample(view, of_strategy, points, step_key)
         elsewhere = sample is not None and sample.inputs is not None
-        asked = jnp.concatenate([inputs, sample.inputs]) if elsewhere else inputs
-        asked = asked if offset is None else asked - offset
+
+        asked = (
+            [(inputs, points), (sample.inputs, sample.points)] if elsewhere else [(inputs, points)]
+        )
 
         def losses(params):
-            answers = field.apply(params, asked)
-            new = answers[: len(inputs), static.head.channels]
-            fit = weighted_mean(static.head.loss(new, targets), points.weights)
+            answers = answers_at(static, field, params, asked, offset)
+            new = answers[: len(targets), static.head.channels]
+            loss = static.head.loss(new, targets)
+            fit = weighted_mean(loss, points.weights, padded=points.first is not None)
             if strategy.loss is None:
                 return Losses(fit, jnp.zeros(()))
-            outputs = answers[len(inputs) :] if elsewhere else answers
+            outputs = answers[len(targets) :] if elsewhere else answers
             return Losses(fit, strategy.loss(view, of_strategy, params, sample, outputs))
 
         return losses
 
-    return draw
+    return losses_at
 
 
-def draw_points(static: Static, num_frames: int, start, stop, key) -> Points:
-    """The points of one step on a domain of flat indices: a sample, or every voxel."""
+def drawing(static: Static, num_frames: int, start, stop) -> Callable[[Key[Array, ""]], Points]:
+    """key -> the points of one step on a domain of flat indices: a sample, or every voxel."""
     if static.batch_size == 0:
-        return grid.all_points(num_frames * static.num_voxels, start, stop)
-    return grid.sample_points(key, static.batch_size, start, stop)
+        return lambda key: grid.all_points(num_frames * static.num_voxels, start, stop)
+    return lambda key: grid.sample_points(key, static.batch_size, start, stop)
+
+
+def answers_at(
+    static: Static,
+    field: nn.Module,
+    params: Params,
+    asked: Sequence[tuple[Array, Points]],
+    offset: Int[Array, ""] | None,
+) -> Float[Array, "points channels"]:
+    """What the field answers in a step, at inputs and the voxels that they belong to. Every voxel
+    is asked in blocks, or at the knots of a curve. `field` and `offset` are as in `learning_part`.
+    """
+    if static.batch_size == 0 and is_curve(field):
+        return interpolate(field, params, [points for _, points in asked], offset)
+    shifted = [inputs if offset is None else inputs - offset for inputs, _ in asked]
+    if static.batch_size == 0:  # one after the other, so that one's padding moves no other's blocks
+        return jnp.concatenate([apply_in_blocks(field, params, inputs) for inputs in shifted])
+    return field.apply(params, jnp.concatenate(shifted))
 
 
 def view_of(
@@ -241,7 +202,7 @@ def view_of(
         new=Domain(static.head, task.frames),
         previous=Domain(static.previous_head, task.previous_frames),
         earlier=tuple(map(Domain, static.earlier_heads, task.earlier_frames)),
-        draw=lambda key: draw_points(static, static.num_earlier_frames, start, stop, key),
+        draw=drawing(static, static.num_earlier_frames, start, stop),
         num_indices=num_indices,
         stop_index=task.stop_earlier,
         points_evaluated=static.num_steps * (static.batch_size or num_indices),
@@ -269,12 +230,30 @@ def learning_part(
     return *table_window(static.field, params, start, rows), start
 
 
+def curve_error(
+    static: Static, state: tuple[Params, Array], scan: PaddedScan, task: TaskArrays
+) -> Float[Array, ""]:
+    """How far the curve of the last step is from the field; see `curve.error`.
+
+    Args:
+      static: of a task whose steps ask a curve.
+      state: the parameters, and what the field itself answers with them, by flat index.
+      scan: that was fitted.
+      task: that was learned.
+    """
+    view = view_of(static, scan, task)
+    domains = [Domain(static.head, task.frames), *(view.earlier if view else ())]
+    ranges = [(head, *grid.frame_range(frames, scan.shape)) for head, frames in domains]
+    return error(static.field, *state, ranges)
+
+
 def penalty_share(
     static: Static, state: TrainState, own: ScanAndMemory, steps: Steps
 ) -> PenaltyShare:
     """How large what the strategy adds is beside the fitting loss, at step `steps.stop`."""
-    draw = losses_of_step(static, static.field, None, own, steps.task)
-    losses_at = draw(steps.stop, state.strategy)
+    losses_at = losses_of_step(static, static.field, None, own, steps.task)(
+        steps.stop, state.strategy
+    )
     losses = losses_at(state.params)
     fit = jax.grad(lambda params: losses_at(params).fit)(state.params)
     penalty = jax.grad(lambda params: losses_at(params).penalty)(state.params)

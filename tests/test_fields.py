@@ -174,7 +174,8 @@ def test_a_fields_constants_and_checks_are_those_of_its_class():
     assert constants("finer") == {
         "width": 256, "depth": 3, "w0": 5.0, "detach_scale": True, "first_bias": 0.0
     }  # fmt: skip
-    assert constants("diner").keys() == {"width", "depth", "table_features", "table_range"}
+    own = {"table_features", "table_range", "knots", "initialisation"}
+    assert constants("diner").keys() == {"width", "depth"} | own
     assert checks("finer")["first_bias"].good(0.0) and not checks("finer")["w0"].good(0.0)
     for name, field in FIELDS.items():
         assert set(field.checks) <= set(constants(name))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 ORDER = [
     "errors", "checks", "sine", "points", "losses", "scan", "fields", "params", "scenarios",
-    "padded", "records", "storage",
+    "padded", "curve", "records", "storage",
     "strategies.base", "strategies.distillation", "strategies.ewc", "strategies",
-    "metrics", "step", "batching", "fitting", "loop",
+    "metrics", "arguments", "step", "batching", "fitting", "loop",
     "checkpoints", "partial", "locks",
     "data.volumes", "data.acdc", "data.phantom", "data.cohorts", "config",
     "geometry", "fitted", "nifti", "sizes", "runs",
@@ -16,7 +16,7 @@ ORDER = [
     "report.claims",
     "report.figures", "report.shown", "report.panels", "report.viewer", "report.page",
     "report.report",
-    "run_folder", "runner",
+    "run_folder", "run_log", "runner",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "nfcl_jax"
 

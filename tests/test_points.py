@@ -55,7 +55,10 @@ def test_all_points_are_each_weighted_once():
     points = grid.all_points(8, jnp.int32(10), jnp.int32(15))
     np.testing.assert_array_equal(points.index[points.weights > 0], np.arange(10, 15))
     assert points.weights.sum() == 5
-    assert points.index.max() == 14
+    values = jnp.arange(30.0)
+    np.testing.assert_array_equal(grid.take(values, points), values[points.index])
+    shifted = points.counted_from(jnp.int32(10))
+    np.testing.assert_array_equal(grid.take(values[10:], shifted), values[points.index])
 
 
 def test_continuous_coordinates_keep_the_frames_time():

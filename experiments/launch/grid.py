@@ -27,7 +27,7 @@ from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.strategies import STRATEGIES
 
 NUM_SHOWN = 3  # patients in the report's viewer, unless config.show names them
-# What every cell takes from the grid's config.
+# What every cell takes from the grid's config, where that is not None.
 SHARED = (
     "num_steps", "batch_size", "scans_per_batch", "checkpoint_every_steps", "strict",
     "matmul_precision",
@@ -140,7 +140,8 @@ def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
             changed = {k: v for k, v in constants.items() if cell[strategy].get(k) != v}
             label = "_".join([strategy, *(f"{k}{_short(v)}" for k, v in changed.items())])
             name = f"{scenario}-{field}-{label}-seed{seed}"
-            cell |= {"seed": seed} | {shared: config[shared] for shared in SHARED}
+            given = {shared: config[shared] for shared in SHARED if config[shared] is not None}
+            cell |= {"seed": seed} | given
             cell["data"] |= dict(config["data"])
             cell["data"]["root"] = config["data"]["root"] or str(phantom_root(workdir))
             if changed:

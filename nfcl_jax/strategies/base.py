@@ -99,7 +99,7 @@ class Sample(NamedTuple):
     Attributes:
       inputs: as the field takes them: coordinates or indices, one row per point. None is the new
         task's points, where it is asked anyway.
-      points: the voxels that they belong to.
+      points: the voxels that they belong to; a field that is asked as a `curve` is asked at them.
       targets: what the strategy compares the answers with.
     """
 
@@ -162,5 +162,5 @@ def loss_on_earlier(
         first, stop = points.frame_range(frames, view.scan.shape)
         known = (asked.index >= first) & (asked.index < stop)
         loss = head.loss(outputs[:, head.channels], targets(head))
-        total += weighted_mean(loss, asked.weights * known)
+        total += weighted_mean(loss, asked.weights * known, padded=asked.first is not None)
     return total

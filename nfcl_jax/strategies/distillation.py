@@ -56,7 +56,7 @@ def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
         if teacher.outputs is None:
             targets = field_of(view.field, teacher.params).apply(teacher.params, inputs)
         else:
-            targets = teacher.outputs[drawn.index]
+            targets = grid.take(teacher.outputs, drawn)
         return Sample(None if points == "shared" else inputs, drawn, targets)
 
     def loss(view: TaskView, state: dict, params: Params, sample: Sample, outputs):

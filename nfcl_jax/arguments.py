@@ -1,0 +1,82 @@
+"""What the compiled programs are given, (static, state, scan, shared): what is static under jit,
+what the steps change, what is one scan's own, and what all scans of a batch share."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import optax
+from jaxtyping import Array, Int
+
+from nfcl_jax.fields import Params
+from nfcl_jax.padded import PaddedScan
+from nfcl_jax.records import State
+from nfcl_jax.scenarios import Head
+from nfcl_jax.strategies.base import Strategy
+
+
+class Static(NamedTuple):
+    """What is static under jit: equal ones share compiled programs.
+
+    Attributes:
+      field: with the output channels that this task needs.
+      strategy: the empty one in the first task.
+      learning_rate: of Adam.
+      warmup_steps: in which it grows to that, from the start of the task on.
+      num_steps: of the task.
+      steps_per_chunk: so many at most in one call of `fit_steps`.
+      batch_size: points per step; 0 is every voxel of the task.
+      num_voxels: of one frame, padded: the longest scan's of the batch.
+      head: what is learned.
+      num_frames: of the task.
+      previous_head: of the last task, or None if the strategy does nothing: without it, the first
+        task and the next are the same to the program.
+      earlier_heads: of all earlier tasks, or none likewise.
+      num_earlier_frames: that cover them.
+    """
+
+    field: nn.Module
+    strategy: Strategy
+    learning_rate: float
+    warmup_steps: int
+    num_steps: int
+    steps_per_chunk: int
+    batch_size: int
+    num_voxels: int
+    head: Head
+    num_frames: int
+    previous_head: Head | None
+    earlier_heads: tuple[Head, ...]
+    num_earlier_frames: int
+
+
+class TaskArrays(NamedTuple):
+    """The task, for all scans of a batch alike. Arrays, so that the next task of the same kind runs
+    in the same compiled program."""
+
+    number: Int[Array, ""]
+    frames: Int[Array, "2"]
+    previous_frames: Int[Array, "2"]
+    earlier_frames: Int[Array, "heads 2"]
+    stop_earlier: Int[Array, ""]  # one flat index beyond the earlier tasks, in the largest scan
+    stop_seen: Int[Array, ""]  # and beyond this task too
+
+
+class ScanAndMemory(NamedTuple):
+    """One scan's own, during a task: its data, and the strategy's memory."""
+
+    scan: PaddedScan
+    memory: Any
+
+
+class Steps(NamedTuple):
+    """Steps `first` to `stop - 1` of a task."""
+
+    task: TaskArrays
+    first: Int[Array, ""]
+    stop: Int[Array, ""]
+
+
+class TrainState(NamedTuple):
+    params: Params
+    opt_state: optax.OptState
+    strategy: State

@@ -1,0 +1,96 @@
+"""DINER at many entries of its table by asking it at a few: a curve, interpolated between knots.
+
+With one number per entry DINER is a function h -> f(h) of one variable, a curve in the space of its
+outputs. It is asked at K knots u_1 < ... < u_K, equidistant from the smallest entry to the largest;
+an entry h between u_j and u_(j+1) gets
+
+    (1 - s) f(u_j) + s f(u_(j+1)),   s = (h - u_j) / (u_(j+1) - u_j).
+
+The derivative by h is the slope of the chord, that by the layers a sum over the K knots alone. ReLU
+layers are linear between their kinks, so the interpolation is exact wherever there is none between
+two knots. docs/performance.md has the error against K.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from nfcl_jax.fields import Field, Params
+from nfcl_jax.losses import weighted_mean
+from nfcl_jax.points import Points, take
+from nfcl_jax.scenarios import Head
+
+MAX_ERROR = 3e-3  # of `error`, above which a run warns: a PSNR of 50 dB
+
+
+def is_curve(field: Field) -> bool:
+    """Whether the field can be asked at knots, and is to be."""
+    return field.on_grid and getattr(field, "table_features", 0) == 1 and field.knots > 0
+
+
+def interpolate(
+    field: Field, params: Params, asked: Sequence[Points], offset: Int[Array, ""] | None = None
+) -> Float[Array, "points channels"]:
+    """What the field answers at voxels, one sequence after the other, by interpolation.
+
+    Args:
+      field: a curve, see `is_curve`.
+      params: of the field.
+      asked: the voxels. The knots span those whose weights are not 0, whatever padding there is.
+      offset: of the table's first row, if that is not index 0.
+    """
+    shifted = [points.counted_from(offset) for points in asked]
+    entries = jnp.concatenate([take(params["params"]["table"], points) for points in shifted])
+    inside = jnp.concatenate([points.weights for points in asked]) > 0
+    return _between_knots(field, params, entries[:, 0], inside)
+
+
+def _between_knots(
+    field: Field, params: Params, entries: Float[Array, " rows"], inside: Bool[Array, " rows"]
+) -> Float[Array, "rows channels"]:
+    fixed = jax.lax.stop_gradient(entries)
+    low = jnp.min(fixed, where=inside, initial=jnp.inf)
+    high = jnp.max(fixed, where=inside, initial=-jnp.inf)
+    # Where all entries are the same, any interval around them will do.
+    high = jnp.maximum(high, low + 1e-6 * jnp.maximum(jnp.abs(low), 1e-6))
+    knots = jnp.linspace(low, high, field.knots)
+    at_knots = field.clone(rows=field.knots).apply(
+        {"params": params["params"] | {"table": knots[:, None]}}, jnp.arange(field.knots)
+    )
+    position = (entries - low) * ((field.knots - 1) / (high - low))
+    left = jnp.floor(jax.lax.stop_gradient(position)).astype(jnp.int32)
+    left = jnp.clip(left, 0, field.knots - 2)
+    share = (position - left)[:, None]
+    return at_knots[left] * (1 - share) + at_knots[left + 1] * share
+
+
+def error(
+    field: Field,
+    params: Params,
+    exact: Float[Array, "rows channels"],
+    domains: Sequence[tuple[Head, Int[Array, ""], Int[Array, ""]]],
+) -> Float[Array, ""]:
+    """How far the interpolation is from the field: the root mean square, over the voxels on which a
+    head was asked and over its channels, of the difference in what the head says (intensities, or
+    probabilities), for the head where it is largest.
+
+    Args:
+      field: a curve.
+      params: of the field.
+      exact: what the field itself answers, by flat index.
+      domains: heads, each with the first flat index that it was asked at, and the one after the
+        last.
+    """
+    index = jnp.arange(len(exact))
+    known = [(first <= index) & (index < stop) for _, first, stop in domains]
+    entries = params["params"]["table"][:, 0]
+    between = _between_knots(field, params, entries, functools.reduce(jnp.logical_or, known))
+    errors = []
+    for (head, _, _), rows in zip(domains, known, strict=True):
+        said = [head.as_targets(outputs[:, head.channels]) for outputs in (between, exact)]
+        squares = jnp.mean((said[0] - said[1]) ** 2, axis=-1)
+        errors.append(jnp.sqrt(weighted_mean(squares, rows.astype(jnp.float32), padded=True)))
+    return jnp.max(jnp.stack(errors))
