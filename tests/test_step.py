@@ -93,7 +93,7 @@ def test_a_task_too_short_to_render_its_teacher_asks_it_and_learns_the_same(name
 @pytest.mark.parametrize("batch_size", [64, 0])
 def test_leaving_out_rows_that_a_task_cannot_touch_changes_nothing(monkeypatch, batch_size):
     scans, tasks = cohort()[:2], FRAMES[:3]
-    num_steps = 12 if batch_size else 2  # a curve's rounding grows faster
+    num_steps = 12 if batch_size else 1  # where Adam has not blown up the rounding of a curve
     how = recipe("diner", batch_size=batch_size, scans_per_batch=0, num_steps=num_steps)
     left_out = train(scans, tasks, how)
     monkeypatch.setattr(
@@ -105,7 +105,7 @@ def test_leaving_out_rows_that_a_task_cannot_touch_changes_nothing(monkeypatch, 
     finally:
         batching.compile_for.cache_clear()
     for a, b in zip(left_out, whole, strict=True):
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=5e-5), a.learned, b.learned)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a.learned, b.learned)
 
 
 def nothing(view, state, params, sample, outputs):
