@@ -23,6 +23,10 @@ def get_config() -> ConfigDict:
     config.matmul_precision = "float32"
     config.data = ConfigDict({"dataset": "acdc", "root": "", "patients": "", "skip_invalid": False})
 
+    # Other values for the cells of a field, or of all, between commas: "diner:batch_size=4096",
+    # "diner:field.initialisation=torch", "*:data.skip_invalid=True".
+    config.overrides = ""
+
     # Patients that the report shows slice by slice, between commas; empty is the first three.
     config.show = ""
     return config

@@ -188,7 +188,7 @@ class DINER(Field):
     rows: int = 0
     table_features: int = 1
     table_range: float = 1e-4
-    knots: int = 2048
+    knots: int = 1024
     initialisation: str = "lecun"
     on_grid: ClassVar[bool] = True
     title: ClassVar[str] = "DINER"

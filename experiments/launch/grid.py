@@ -146,6 +146,7 @@ def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
             cell["data"]["root"] = config["data"]["root"] or str(phantom_root(workdir))
             if changed:
                 cell[strategy] |= changed
+            _override(cell, config["overrides"])
             check_config(cell)
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted):
                 if name not in (cell.name for cell in cells):
@@ -154,6 +155,34 @@ def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     if not cells:
         raise ConfigError(f"config.cells = {config['cells']!r} leaves no cell of the grid.")
     return cells
+
+
+def _override(cell: dict[str, Any], words: str) -> None:
+    """Sets what the words of `config.overrides` say of the cell's field, or of all.
+
+    Raises:
+      ConfigError: for a word that is none.
+    """
+    for word in split_words(words):
+        pattern, _, assignment = word.partition(":")
+        path, equals, value = assignment.partition("=")
+        known = pattern == "*" or pattern in FIELDS
+        if known and pattern not in ("*", cell["field"]["name"]):
+            continue
+        *sections, name = path.split(".")
+        inner: Any = cell
+        for section in sections:
+            inner = inner.get(section) if isinstance(inner, dict) else None
+        if not (known and equals and isinstance(inner, dict) and name in inner):
+            raise ConfigError(
+                f"config.overrides: {word!r} is not FIELD:NAME=VALUE with FIELD one of *, "
+                f"{', '.join(FIELDS)} and NAME as in the config of a run, such as "
+                "diner:field.knots=2048."
+            )
+        try:
+            inner[name] = _like(inner[name], value)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config.overrides: {word!r}: {error}.") from error
 
 
 def _strategies(words: str) -> list[tuple[str, dict[str, Any]]]:
