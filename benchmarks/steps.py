@@ -73,9 +73,12 @@ def flops(case: Case, sizes: list[tuple[int, int]]) -> int:
     return int(2 * points_asked(case) * (2 * forward + towards_inputs))
 
 
-def our_steps(case: Case, scans: Sequence[Scan], per_batch: int | None) -> tuple[Run, int]:
-    """The steps of a run as `experiments.train` makes it, and the bytes that they take."""
-    config = config_of(case)
+def our_steps(
+    case: Case, scans: Sequence[Scan], per_batch: int | None, config: dict[str, Any] | None = None
+) -> tuple[Run, int]:
+    """The steps of a run as `experiments.train` makes it, by another config than the case's if one
+    is given, and the bytes that they take."""
+    config = config or config_of(case)
     tasks, recipe = tasks_of(config), recipe_of(config)
     mesh = device_mesh()
     programs = compile_for(mesh)
@@ -142,15 +145,18 @@ def matmul_steps(points: int, sizes: list[tuple[int, int]], towards_coords: bool
     return run
 
 
-def interleave(runs: Mapping[str, Run], rounds: int, seconds: float) -> dict[str, list[float]]:
+def interleave(
+    runs: Mapping[Any, Run], rounds: int, seconds: float, fewest: int = 20
+) -> dict[Any, list[float]]:
     """Seconds per step of each run in each round. All take their turn in every round, so that what
-    else the machine does falls on all of them; each turn lasts about `seconds`."""
+    else the machine does falls on all of them; each turn lasts about `seconds`, and has at least
+    `fewest` steps."""
     steps = {}
     for name, run in runs.items():
         run(2)  # compiles
         started = time.perf_counter()
-        run(4)
-        steps[name] = max(20, round(seconds / ((time.perf_counter() - started) / 4)))
+        run(2)
+        steps[name] = max(fewest, round(seconds / ((time.perf_counter() - started) / 2)))
     times = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():

@@ -108,7 +108,7 @@ def make_step(
       field: to be fitted.
       teacher: the field before, for distillation of its image; None is fine-tuning.
       data: of the task.
-      batch_size: points of a draw.
+      batch_size: points of a draw; 0 is every voxel.
       learning_rate: of Adam.
       weight: of distillation.
       compiled: by torch.compile.
@@ -134,11 +134,13 @@ def make_step(
         torch.compiler.reset()  # else it generalises over earlier sizes, and gives up after eight
         loss_of = torch.compile(loss_of)
 
+    def draw(first, stop):
+        return torch.randint(first, stop, (batch_size,)) if batch_size else slice(first, stop)
+
     def step():
-        index = torch.randint(*new, (batch_size,))
-        rehearsed = None
+        index, rehearsed = draw(*new), None
         if teacher is not None:
-            rehearsed = inputs[torch.randint(*earlier, (batch_size,))]
+            rehearsed = inputs[draw(*earlier)]
         loss = loss_of(inputs[index], values[index], rehearsed)
         optimiser.zero_grad()
         loss.backward()

@@ -21,7 +21,15 @@ def get_config() -> ConfigDict:
     config.checkpoint_every_steps = 0
     config.strict = False
     config.matmul_precision = "float32"
-    config.data = ConfigDict({"dataset": "acdc", "root": "", "patients": "", "skip_invalid": False})
+    config.data = ConfigDict(
+        {
+            "dataset": "acdc",
+            "root": "",
+            "patients": "",
+            "intensity_range": "cine",
+            "skip_invalid": False,
+        }
+    )
 
     # Other values for the cells of a field, or of all, between commas: "diner:batch_size=4096",
     # "diner:field.initialisation=torch", "*:data.skip_invalid=True".

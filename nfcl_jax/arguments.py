@@ -32,6 +32,7 @@ class Static(NamedTuple):
         task and the next are the same to the program.
       earlier_heads: of all earlier tasks, or none likewise.
       num_earlier_frames: that cover them.
+      revisits: whether a step asks every voxel of all earlier tasks, because they had these frames.
     """
 
     field: nn.Module
@@ -47,6 +48,7 @@ class Static(NamedTuple):
     previous_head: Head | None
     earlier_heads: tuple[Head, ...]
     num_earlier_frames: int
+    revisits: bool
 
 
 class TaskArrays(NamedTuple):

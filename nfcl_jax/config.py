@@ -6,7 +6,7 @@ from typing import Any
 
 from nfcl_jax import fields, strategies
 from nfcl_jax.checks import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Check, one_of
-from nfcl_jax.data.cohorts import DATASETS
+from nfcl_jax.data.cohorts import DATASETS, INTENSITY_RANGES
 from nfcl_jax.errors import ConfigError, look_up
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.scenarios import SCENARIOS
@@ -60,6 +60,9 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         "dataset": "acdc",  # how its files are read
         "root": "",  # the folder of patientNNN folders; empty is the built-in phantom
         "patients": "",  # comma-separated; empty is all
+        # What is scaled to [0, 1]: the patient's whole "cine", where there is one, or the "frames"
+        # of a scan.
+        "intensity_range": "cine",
         "skip_invalid": False,  # go on without patients whose files have faults
     }
     return config
@@ -76,7 +79,7 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(config)
     if "patients_per_batch" in config:
         config["scans_per_batch"] = config.pop("patients_per_batch")
-    config["data"] = {"dataset": "acdc", **config["data"]}
+    config["data"] = {"dataset": "acdc", "intensity_range": "frames", **config["data"]}
     config.setdefault("warmup_steps", 0)
     if config["field"]["name"] == "diner":
         config["field"] = {"knots": 0, "initialisation": "lecun", **config["field"]}
@@ -134,6 +137,7 @@ def _checked(config: Mapping[str, Any]):
         ("scenario", one_of(SCENARIOS), config["scenario"]),
         ("data.dataset", one_of(DATASETS), config["data"]["dataset"]),
         ("data.patients", names, config["data"]["patients"]),
+        ("data.intensity_range", one_of(INTENSITY_RANGES), config["data"]["intensity_range"]),
     )
     # The argument of the config file chose what the sections hold; a flag cannot change it.
     field, strategy, own = config["field"], config["strategy"], constants_of(config)

@@ -98,6 +98,7 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
         earlier_heads=tuple(earlier),
         # Only a step over every voxel needs to know; otherwise one program serves every task.
         num_earlier_frames=stop_earlier if whole else task.batch[0].num_frames,
+        revisits=whole and set(earlier.values()) == {new.frames},
     )
     arrays = TaskArrays(
         number=jnp.int32(len(task.tasks)),

@@ -47,6 +47,7 @@ def describe_scans(
                 "frame_numbers": scan.frame_numbers,
                 "spacing": scan.spacing,
                 "affine": scan.affine.tolist(),
+                "intensity_range": scan.intensity_range,
                 "parameters": _count_parameters(field, len(scan.shape)),
             }
         )
@@ -74,6 +75,8 @@ def refuse_another_run(config: Mapping[str, Any], scan_records: list[dict], work
             pair = [json.loads(path.read_text()), json.loads(json.dumps(wanted))]
             if name == "config.json":
                 pair = [_what_matters(in_todays_terms(config)) for config in pair]
+            elif not any("intensity_range" in record for record in pair[0]):  # of early runs
+                pair = [[_without_range(record) for record in records] for records in pair]
             differing += _differences(*pair, name.split(".")[0])
     if differing:
         raise ConfigError(
@@ -88,6 +91,10 @@ def _what_matters(config: dict[str, Any]) -> dict[str, Any]:
     data = config["data"] | {"root": str(Path(config["data"]["root"]).resolve())}
     data.pop("skip_invalid", None)  # patients.json tells who was left out
     return {k: v for k, v in config.items() if k not in INDIFFERENT} | {"data": data}
+
+
+def _without_range(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in record.items() if k != "intensity_range"}
 
 
 def _differences(there, wanted, name: str) -> list[str]:

@@ -83,7 +83,9 @@ def read_data(config: Mapping[str, Any], scenarios: Iterable[str], workdir: Path
     if not root:
         root, dataset = written_phantom(workdir), "acdc"
         log.info("no config.data.root: running on the built-in phantom, written to %s", root)
-    cohort = read_cohort(root, scenarios, split_words(data["patients"]), dataset)
+    cohort = read_cohort(
+        root, scenarios, split_words(data["patients"]), dataset, data["intensity_range"]
+    )
     for warning in cohort.warnings:
         log.warning(warning)
     if not data["skip_invalid"] or not any(cohort.scans.values()):

@@ -145,7 +145,7 @@ class Run:
     ) -> Path:
         """Writes what a field makes of a scan as a NIfTI file that lies over the scan.
 
-        The image is in [0, 1], the scan's smallest and largest intensity; the mask has its labels.
+        The image is in [0, 1], the ends of the scan's `intensity_range`; the mask has its labels.
         A cine has the frames that were learned by then, along the fourth axis, whose voxel size is
         the time between two as a fraction of the cardiac cycle.
 
@@ -207,7 +207,8 @@ class Run:
         record, data = self._scan(patient, image), self.config["data"]
         root = Path(root or data["root"] or self.workdir / "phantom")
         dataset = data["dataset"] if data["root"] else "acdc"
-        scans = read_scans(root, self.config["scenario"], [patient], dataset)
+        scaled_by = data["intensity_range"]
+        scans = read_scans(root, self.config["scenario"], [patient], dataset, scaled_by)
         (found,) = DATASETS[dataset].find(root, [patient])
         (scan,) = (s for s in scans if s.image == record["image"])
         if list(scan.shape) != list(record["shape"]):

@@ -17,6 +17,9 @@ class Scan:
       frame_numbers: the frames' numbers in the 4D scan, from 1.
       spacing: voxel size along x, y and z, in mm.
       affine: voxel indices to scanner coordinates, 4 x 4, in mm.
+      intensity_range: what 0 and 1 stand for, in the file's values.
+      cine_range: the smallest and the largest of the patient's whole cine, likewise, or None where
+        there is none.
     """
 
     patient: str
@@ -26,6 +29,8 @@ class Scan:
     frame_numbers: tuple[int, ...]
     spacing: tuple[float, float, float]
     affine: np.ndarray
+    intensity_range: tuple[float, float] = (0.0, 1.0)
+    cine_range: tuple[float, float] | None = None
 
     @property
     def name(self) -> str:
@@ -57,8 +62,25 @@ def equidistant_frames(num_available: int, num_frames: int) -> tuple[int, ...]:
     return tuple(int(f) + 1 for f in np.floor(np.linspace(0, num_available - 1, num_frames) + 0.5))
 
 
+def range_of(image: np.ndarray) -> tuple[float, float]:
+    """The smallest and the largest value."""
+    return float(image.min()), float(image.max())
+
+
 def scale_intensities(image: np.ndarray) -> np.ndarray:
     """`image` scaled by its minimum and maximum to [0, 1], as float32."""
-    low, high = float(image.min()), float(image.max())
+    low, high = range_of(image)
     # In double precision: the range of float32 values may be beyond float32.
     return ((image - np.float64(low)) / (high - low)).astype(np.float32)
+
+
+def scaled_by_cine(scan: Scan) -> Scan:
+    """The scan with 0 and 1 at the ends of the patient's whole cine, or at its own where those are
+    further out; unchanged where there is no cine."""
+    if scan.cine_range is None:
+        return scan
+    own, cine = scan.intensity_range, scan.cine_range
+    low, high = min(own[0], cine[0]), max(own[1], cine[1])
+    values = scan.intensities * np.float64(own[1] - own[0]) + (own[0] - low)
+    scaled = (values / (high - low)).astype(np.float32)
+    return dataclasses.replace(scan, intensities=scaled, intensity_range=(low, high))

@@ -202,6 +202,7 @@ def view_of(
         new=Domain(static.head, task.frames),
         previous=Domain(static.previous_head, task.previous_frames),
         earlier=tuple(map(Domain, static.earlier_heads, task.earlier_frames)),
+        revisits=static.revisits,
         draw=drawing(static, static.num_earlier_frames, start, stop),
         num_indices=num_indices,
         stop_index=task.stop_earlier,

@@ -8,11 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from malformed import CINE, FAULTS, change
+from small import make_scan
 from test_readme import run
 
 from nfcl_jax.data import acdc, cohorts, volumes
 from nfcl_jax.data.cohorts import Dataset, read_cohort, read_scans, refuse_faults
 from nfcl_jax.errors import DataError
+from nfcl_jax.scan import scaled_by_cine
 from nfcl_jax.scenarios import SCENARIOS
 
 
@@ -140,6 +142,36 @@ def test_a_patient_who_is_a_link_to_nowhere_is_a_fault(root):
     (root / "patient009").symlink_to("unmounted")
     (line,) = read_cohort(root, SCENARIOS).faults["patient009"]
     assert line == f"{root / 'patient009'}: a link to unmounted, where there is no folder."
+
+
+def test_intensities_are_scaled_by_the_whole_cine_or_by_the_frames(root):
+    """The ED image too; and where there is no cine, by itself."""
+    raw = nib.load(root / "patient001" / "patient001_4d.nii.gz").get_fdata()
+    for scenario in SCENARIOS:
+        scan = read_scans(root, scenario, ["patient001"])[0]
+        own = read_scans(root, scenario, ["patient001"], intensity_range="frames")[0]
+        assert own.intensities.min() == 0 and own.intensities.max() == 1
+        assert scan.intensity_range == pytest.approx((raw.min(), raw.max()))
+        assert scan.intensity_range != own.intensity_range
+        picked = np.moveaxis(raw[..., [n - 1 for n in scan.frame_numbers]], 3, 0)
+        for found in (scan, own):
+            low, high = found.intensity_range
+            expected = (picked - low) / (high - low)
+            np.testing.assert_allclose(found.intensities, expected, atol=2e-3)  # as int16 has it
+    (root / "patient001/patient001_4d.nii.gz").unlink()
+    ed = read_scans(root, "signal_expansion", ["patient001"])[0]
+    np.testing.assert_array_equal(ed.intensities, own.intensities)
+    (root / "patient001/patient001_4d.nii.gz").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"patient001_4d\.nii\.gz: not a readable NIfTI file"):
+        read_scans(root, "signal_expansion", ["patient001"])
+
+
+def test_what_is_beyond_the_cine_widens_its_range():
+    scan = make_scan("patient0", (8, 8, 2))
+    scan = dataclasses.replace(scan, intensity_range=(10.0, 50.0), cine_range=(0.0, 40.0))
+    scaled = scaled_by_cine(scan)
+    assert scaled.intensity_range == (0.0, 50.0) and scaled.intensities.dtype == np.float32
+    np.testing.assert_allclose(scaled.intensities, 0.2 + 0.8 * scan.intensities, rtol=1e-6)
 
 
 def test_an_unknown_data_set_or_image_is_named(root):

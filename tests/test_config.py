@@ -81,5 +81,11 @@ def test_a_config_of_an_earlier_version_is_read_in_todays_terms():
     del early["scans_per_batch"]
     today = in_todays_terms(early)
     assert today["scans_per_batch"] == 3 and "patients_per_batch" not in today
-    assert today["data"] == {"dataset": "acdc", "root": "/data", "patients": ""}
+    own = {"dataset": "acdc", "intensity_range": "frames"}
+    assert today["data"] == own | {"root": "/data", "patients": ""}
     assert in_todays_terms(config) == config
+    diner = make_config("domain_expansion", "diner", "finetune")
+    early = diner | {"field": {k: v for k, v in diner["field"].items() if k != "knots"}}
+    del early["warmup_steps"]
+    assert in_todays_terms(early)["field"]["knots"] == 0  # its full batches asked every voxel
+    assert in_todays_terms(early)["warmup_steps"] == 0

@@ -10,6 +10,7 @@ from small import (
     SMALL,
     assert_same_results,
     cohort,
+    distilled,
     make_scan,
     params_of,
     recipe,
@@ -88,6 +89,20 @@ def test_a_task_too_short_to_render_its_teacher_asks_it_and_learns_the_same(name
     )
     runs = [train(scans, tasks, short._replace(strategy=s)) for s in (strategy, rendering)]
     assert_same_results(*runs, {scans[0].patient})
+
+
+@pytest.mark.parametrize("name", ["siren", "diner"])
+def test_a_step_on_every_voxel_asks_none_twice(name):
+    """The image that is distilled has the voxels of the mask that is learned: its points are
+    shared. So they are not where only some are drawn, nor on another frame."""
+    scans, how = cohort(1, "ED")[:2], distilled(name, batch_size=0)
+    shared = how._replace(strategy=distillation(weight=1.0, points="shared"))
+    for a, b in zip(*(train(scans, IMAGE_AND_MASK, h) for h in (how, shared)), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a.learned, b.learned)
+    mesh = device_mesh(jax.devices()[:1])
+    for tasks, recipe_ in ((IMAGE_AND_MASK, distilled(name)), (FRAMES[:2], how)):
+        task = BatchTask(scans_for(tasks)[:1], 1, tasks, recipe_, mesh)
+        assert not task_arguments(task)[0].revisits
 
 
 @pytest.mark.parametrize("batch_size", [64, 0])

@@ -36,6 +36,7 @@ def make_view(field, heads=(IMAGE,), frames=((0, 2),), points_evaluated=10**6):
         previous=Domain(heads[-1], frames[-1]),
         earlier=tuple(map(Domain, heads, frames)),
         draw=lambda key: grid.sample_points(key, 64, start, stop),
+        revisits=False,
         num_indices=4 * VOXELS,
         stop_index=stop,
         points_evaluated=points_evaluated,

@@ -9,6 +9,7 @@
 Every fault is a `DataError` that names the file, what is wrong and what would be right.
 """
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import numpy as np
 
 from nfcl_jax.data.volumes import Volume, check_file, collect, read_volume
 from nfcl_jax.errors import DataError
-from nfcl_jax.scan import Scan, equidistant_frames, scale_intensities
+from nfcl_jax.scan import Scan, equidistant_frames, range_of, scale_intensities
 from nfcl_jax.scenarios import NUM_CLASSES
 
 MAX_INFO_BYTES = 2**16
@@ -111,7 +112,8 @@ def read_image(folder: Path, image: str, num_frames: int) -> Scan:
 
 
 def read_cine(folder: Path, num_frames: int) -> Scan:
-    """Equidistant frames of a patient's cine, first and last among them, scaled together to [0, 1].
+    """Equidistant frames of a patient's cine, first and last among them, scaled together to [0, 1]
+    by their own range.
 
     Raises:
       DataError: as `read_volume`, or if there are fewer frames or no contrast.
@@ -132,11 +134,29 @@ def read_cine(folder: Path, num_frames: int) -> Scan:
         frame_numbers=numbers,
         spacing=volume.spacing,
         affine=volume.affine,
+        intensity_range=range_of(frames),
+        cine_range=range_of(volume.data),
     )
 
 
+def _range_of_cine(folder: Path) -> tuple[float, float] | None:
+    """Of a patient who may have none; read once for ED and ES."""
+    path = folder / f"{folder.name}_4d.nii.gz"
+    if not path.exists() and not path.is_symlink():
+        return None
+    check_file(path)
+    state = path.stat()
+    return _range_of_file(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _range_of_file(path: Path, *state: int) -> tuple[float, float]:
+    return range_of(read_volume(path, dimensions=4).data)
+
+
 def read_phase(folder: Path, phase: str) -> Scan:
-    """A patient's end-diastolic ("ED") or end-systolic ("ES") image with its mask.
+    """A patient's end-diastolic ("ED") or end-systolic ("ES") image, scaled to [0, 1] by its own
+    range, with its mask.
 
     Raises:
       DataError: as `read_info` and `read_volume`, if the phase is beyond the last frame, or if the
@@ -158,6 +178,7 @@ def read_phase(folder: Path, phase: str) -> Scan:
         faults.append(f"{mask_path}: shape {mask.data.shape}, its image has {volume.data.shape}.")
     elif volume and mask and not np.allclose(mask.spacing, volume.spacing, rtol=0.01):
         faults.append(f"{mask_path}: voxels of {mask.spacing} mm, its image's {volume.spacing} mm.")
+    cine_range = collect(faults, _range_of_cine, folder)
     if faults:
         raise DataError("\n".join(faults))
     return Scan(
@@ -168,6 +189,8 @@ def read_phase(folder: Path, phase: str) -> Scan:
         frame_numbers=(number,),
         spacing=volume.spacing,
         affine=volume.affine,
+        intensity_range=range_of(volume.data),
+        cine_range=cine_range,
     )
 
 

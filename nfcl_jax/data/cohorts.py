@@ -14,8 +14,10 @@ import numpy as np
 from nfcl_jax.data import acdc
 from nfcl_jax.data.volumes import collect
 from nfcl_jax.errors import DataError, look_up
-from nfcl_jax.scan import Scan
+from nfcl_jax.scan import Scan, scaled_by_cine
 from nfcl_jax.scenarios import SCENARIOS, Scenario
+
+INTENSITY_RANGES = ("cine", "frames")
 
 
 class Dataset(NamedTuple):
@@ -23,8 +25,8 @@ class Dataset(NamedTuple):
 
     Attributes:
       find: (root, names of patients, all if empty) -> a path for each, in the order of their names.
-      read: (path, image, frames that a scenario needs) -> Scan; the image is one of those that a
-        scenario names.
+      read: (path, image, frames that a scenario needs) -> Scan, scaled by its own range; the image
+        is one of those that a scenario names.
       stored_voxels: (path, image, frame numbers) -> the scan's voxels as their file has them, or
         None if that is not to be known.
     """
@@ -54,9 +56,21 @@ class Cohort(NamedTuple):
 
 
 def read_cohort(
-    root: str | Path, scenarios: Iterable[str], patients: Sequence[str] = (), dataset: str = "acdc"
+    root: str | Path,
+    scenarios: Iterable[str],
+    patients: Sequence[str] = (),
+    dataset: str = "acdc",
+    intensity_range: str = "cine",
 ) -> Cohort:
     """Every scan that the scenarios need of the wanted patients, and every fault of them.
+
+    Args:
+      root: as the data set's `find` takes it.
+      scenarios: names.
+      patients: names; all if empty.
+      dataset: one of DATASETS.
+      intensity_range: one of INTENSITY_RANGES: what is scaled to [0, 1], the patient's whole cine,
+        where there is one, or the frames of a scan alone.
 
     Raises:
       DataError: if there is no such data set, or its patients cannot be found.
@@ -72,7 +86,7 @@ def read_cohort(
         faults: list[str] = []
         scans = {
             scenario: [
-                collect(faults, _read, folder, image, SCENARIOS[scenario], read)
+                collect(faults, _read, folder, image, SCENARIOS[scenario], read, intensity_range)
                 for image in SCENARIOS[scenario].images
             ]
             for scenario in cohort.scans
@@ -93,13 +107,14 @@ def read_cohort(
     return cohort
 
 
-def _read(folder: Path, image: str, scenario: Scenario, read: Callable) -> Scan:
-    """What a reader gives.
+def _read(folder: Path, image: str, scenario: Scenario, read: Callable, scaled_by: str) -> Scan:
+    """What a reader gives, scaled.
 
     Raises:
       DataError: as the reader, or if it is not what the scenario needs.
     """
     scan = read(folder, image, scenario.num_frames)
+    scan = scaled_by_cine(scan) if scaled_by == "cine" else scan
     values = scan.intensities
     if values.dtype != np.float32 or values.ndim != 4 or len(values) != scenario.num_frames:
         raise DataError(
@@ -122,14 +137,19 @@ def _read(folder: Path, image: str, scenario: Scenario, read: Callable) -> Scan:
 
 
 def read_scans(
-    root: str | Path, scenario: str, patients: Sequence[str] = (), dataset: str = "acdc"
+    root: str | Path,
+    scenario: str,
+    patients: Sequence[str] = (),
+    dataset: str = "acdc",
+    intensity_range: str = "cine",
 ) -> list[Scan]:
-    """Every scan that `scenario` needs of the wanted patients, in the order of their names.
+    """Every scan that `scenario` needs of the wanted patients, in the order of their names. The
+    arguments are those of `read_cohort`.
 
     Raises:
       DataError: with one line for each fault of each patient.
     """
-    cohort = read_cohort(root, [scenario], patients, dataset)
+    cohort = read_cohort(root, [scenario], patients, dataset, intensity_range)
     refuse_faults(cohort)
     return cohort.scans[scenario]
 

@@ -73,6 +73,7 @@ class TaskView(NamedTuple):
       new: what this task teaches.
       previous: what the last one did.
       earlier: what all earlier ones did, each head once.
+      revisits: whether the points of each step are every voxel of all earlier tasks too.
       draw: key -> points of the domain of the earlier tasks, for one step.
       num_indices: so many flat indices, from 0, cover that domain in every scan of the batch.
       stop_index: and so many in the largest of them, where rendering may stop.
@@ -86,6 +87,7 @@ class TaskView(NamedTuple):
     new: Domain
     previous: Domain
     earlier: tuple[Domain, ...]
+    revisits: bool
     draw: Callable[[Key[Array, ""]], Points]
     num_indices: int
     stop_index: Int[Array, ""]

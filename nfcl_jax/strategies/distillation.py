@@ -46,7 +46,8 @@ def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
         return Teacher(params, None), state
 
     def sample(view: TaskView, state: dict, new: grid.Points, key) -> Sample:
-        drawn = new if points == "shared" else view.draw(key)
+        shared = points == "shared" or (points == "voxels" and view.revisits)
+        drawn = new if shared else view.draw(key)
         if points == "continuous":
             space_key = jax.random.fold_in(key, 1)
             inputs = grid.sample_coords(space_key, drawn, view.scan.shape)
@@ -57,7 +58,7 @@ def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
             targets = field_of(view.field, teacher.params).apply(teacher.params, inputs)
         else:
             targets = grid.take(teacher.outputs, drawn)
-        return Sample(None if points == "shared" else inputs, drawn, targets)
+        return Sample(None if shared else inputs, drawn, targets)
 
     def loss(view: TaskView, state: dict, params: Params, sample: Sample, outputs):
         def taught(head):
