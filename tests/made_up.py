@@ -11,6 +11,7 @@ from nfcl_jax.strategies import constants
 FIELDS = ("pe_relu", "siren", "finer", "diner")
 STRATEGIES = ("finetune", "distillation")
 PATIENTS = [f"patient{i:03d}" for i in range(1, 6)]
+COHORT = [f"patient{i:03d}" for i in range(1, 41)]  # enough to decide every claim
 METRICS = {"image": ("psnr", "ssim"), "mask": ("dsc", "dsc_rv", "dsc_myo", "dsc_lv")}
 # PSNR at the end of a first frame or image, and of a last frame, such that every claim holds.
 FIRST = {
@@ -24,9 +25,10 @@ LEARNED = {"pe_relu": 28.5, "siren": 33, "finer": 32, "diner": 40}
 
 def score(scenario, field, strategy, patient, trained, evaluated, metric):
     """Made-up scores, different for every patient; `metric` in dB over 40 where it is none."""
-    spread = 0.3 * (PATIENTS.index(patient) - 2)
+    number = COHORT.index(patient)
+    spread = 0.3 * (number % len(PATIENTS) - 2)
     if metric.startswith("dsc"):
-        failing = (field, strategy, patient) == ("diner", "finetune", PATIENTS[0])
+        failing = (field, strategy, number % 10) == ("diner", "finetune", 0)
         return 0.46 if failing else 0.95 - 0.001 * (field == "diner") + 0.01 * spread
     value = LEARNED[field]
     last = len(SCENARIOS[scenario].tasks(1.0))
@@ -44,7 +46,9 @@ def unchanged(*key):
     return None
 
 
-def write_run(folder, scenario, field, strategy, seed=0, change=unchanged, **given):
+def write_run(
+    folder, scenario, field, strategy, seed=0, change=unchanged, patients=PATIENTS, **given
+):
     """A run's folder as `experiments.train` leaves it, without checkpoints."""
     folder.mkdir(parents=True)
     config = {
@@ -55,7 +59,7 @@ def write_run(folder, scenario, field, strategy, seed=0, change=unchanged, **giv
         config[strategy] = own
     tasks = SCENARIOS[scenario].tasks(1.0)
     rows, fits = [], []
-    for patient in PATIENTS:
+    for patient in patients:
         for image in ["cine"] if scenario == "domain_expansion" else ["ED", "ES"]:
             for trained in range(1, len(tasks) + 1):
                 fits.append(Fit(patient, image, trained, 1e-3, 0.0, False, False, 0))

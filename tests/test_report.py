@@ -13,7 +13,7 @@ from nfcl_jax.records import Fit
 from nfcl_jax.report import figures, tables
 from nfcl_jax.report.report import write_report
 from nfcl_jax.report.results import Scores, finished_runs, load_results, per_patient
-from nfcl_jax.report.statistics import bootstrap_interval, paired_test
+from nfcl_jax.report.statistics import mean_interval, paired_test
 from nfcl_jax.storage import write_csv
 
 
@@ -57,7 +57,7 @@ def test_the_tables_can_be_recomputed_from_metrics_csv(made_up):
         kept, lost = (expected[row["scenario"], row["field"], s, *where] for s in STRATEGIES[::-1])
         assert float(row["difference"]) == pytest.approx(np.mean([kept[p] - lost[p] for p in kept]))
         differences = np.round([kept[p] - lost[p] for p in kept], 9)
-        low, high = bootstrap_interval(differences)
+        low, high = mean_interval(differences)
         assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high))
         p, effect = paired_test(differences)
         assert (float(row["p"] or "nan"), float(row["effect"] or "nan")) == pytest.approx(

@@ -40,20 +40,38 @@ def test_a_score_that_some_tasks_do_not_have_counts_where_it_is():
     assert np.isnan(list(found.values())).all()
 
 
-def test_the_bootstrap_interval_agrees_with_scipys():
-    values = np.random.default_rng(1).normal(30, 2, 40)
-    expected = stats.bootstrap(
-        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
-    ).confidence_interval
-    low, high = statistics.bootstrap_interval(values)
-    assert (low, high) == pytest.approx(tuple(expected), abs=0.05)
-    assert low < values.mean() < high
-    assert statistics.bootstrap_interval(values) == (low, high)
+@pytest.mark.parametrize("patients", [2, 7, 40])
+def test_the_interval_of_a_mean_is_scipys(patients):
+    values = np.random.default_rng(1).normal(30, 2, patients)
+    expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert statistics.mean_interval(values) == pytest.approx(tuple(expected))
+
+
+def test_the_interval_of_a_share_by_hand():
+    """Of none of n: up to 1 - 0.025^(1 / n)."""
+    low, high = statistics.share_interval(0, 7)
+    assert low == 0 and high == pytest.approx(1 - 0.025 ** (1 / 7))
+    assert statistics.share_interval(7, 7) == pytest.approx((1 - high, 1))
+    assert np.isnan(statistics.share_interval(0, 0)).all()
+
+
+def test_so_many_patients_are_needed_and_not_one_fewer():
+    rng = np.random.default_rng(0)
+    for distance, deviation in ((1.0, 2.0), (-0.3, 1.0), (5.0, 1.0)):
+        needed = statistics.patients_needed(distance, deviation)
+        for patients, decided in ((needed - 1, False), (needed, True)):
+            if patients > 1:
+                values = rng.normal(size=patients)
+                values = (values - values.mean()) / values.std(ddof=1) * deviation
+                low, _ = statistics.mean_interval(values + abs(distance))
+                assert (low > 0) == decided
+    assert statistics.patients_needed(0.0, 1.0) is None
+    assert statistics.patients_needed(1e-3, 1.0) is None
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, np.inf]])
 def test_no_interval_where_there_is_none(values):
-    assert np.isnan(statistics.bootstrap_interval(np.array(values))).all()
+    assert np.isnan(statistics.mean_interval(np.array(values))).all()
 
 
 def test_the_paired_test_by_hand_and_by_scipy():

@@ -123,7 +123,7 @@ def claims_table(claims: list[dict[str, Any]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("", "claim", "verdict", "patients"):
         table.add_column(column)
-    colours = {"holds": "green", "does not hold": "red", "not tested": "dim"}
+    colours = {"holds": "green", "does not hold": "red", "undecided": "yellow", "not tested": "dim"}
     for claim in claims:
         verdict = claim["verdict"]
         style = colours[verdict]

@@ -136,8 +136,8 @@ def c8(scores):
         (scores.get(SIGNAL, "diner", s, 0, 0, "dsc", "worst") < FAILED_DSC).astype(float)
         for s in (BASELINE, DISTILLATION)
     )
-    yield above("diner: share of patients failed on, finetune", failed, 0.0)
-    yield below("diner: share of patients failed on, finetune", failed, MOST)
+    yield above("diner: share of patients failed on, finetune", failed, 0.0, share=True)
+    yield below("diner: share of patients failed on, finetune", failed, MOST, share=True)
     yield above("diner: the same, finetune - distillation", failed - still, 0.0)
     yield above("diner: DSC, distillation - finetune", distilled - tuned, 0.0)
 

@@ -1,5 +1,5 @@
 """The figures of a report. One language for all: each field's own colour and marker, open for
-fine-tuning, filled for the strategies beside it; means over patients with their 95% bootstrap
+fine-tuning, filled for the strategies beside it; means over patients with their 95%
 intervals, patients faint behind."""
 
 import io
@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from nfcl_jax.fields import FIELDS, Field, field_title
 from nfcl_jax.metrics import format_number, metric_title, metrics_of
 from nfcl_jax.report.results import BASELINE, Scores
-from nfcl_jax.report.statistics import bootstrap_interval
+from nfcl_jax.report.statistics import mean_interval
 from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.strategies import strategy_title
 
@@ -47,7 +47,8 @@ def first_against_last(scores: Scores, scenario: str) -> Figure:
                                 strict=True):  # fmt: skip
             ends = []
             for field, strategy in scores.of(scenario):
-                x, y = (scores.get(scenario, field, strategy, 0, task, metric) for task in (0, 1))
+                key = scenario, field, strategy, 0
+                x, y = (scores.get(*key, task, metric).dropna() for task in (0, 1))
                 _cross(axes, x, y, _marker(field, fills[strategy]))
                 ends += [*x, *y]
             low, high = _limits(ends)
@@ -86,7 +87,7 @@ def first_and_last(scores: Scores, scenario: str) -> Figure:
         for axes, (task, number, metric) in zip(figure.subplots(1, len(panels)), panels,
                                                 strict=True):  # fmt: skip
             for field, strategy in scores.of(scenario):
-                values = scores.get(scenario, field, strategy, 0, number, metric)
+                values = scores.get(scenario, field, strategy, 0, number, metric).dropna()
                 offset = (strategies.index(strategy) - middle) * 0.68 / len(strategies)
                 style = _marker(field, fills[strategy])
                 _column(axes, fields.index(field) + offset, values, style)
@@ -190,7 +191,7 @@ def _fills(strategies: Sequence[str]) -> dict[str, str]:
 
 def _interval(values: pd.Series) -> np.ndarray:
     """Lengths of an error bar below and above the mean."""
-    low, high = bootstrap_interval(values.to_numpy())
+    low, high = mean_interval(values.to_numpy())
     mean = values.mean()
     return np.nan_to_num([[mean - low], [high - mean]])
 

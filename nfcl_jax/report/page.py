@@ -22,6 +22,7 @@ def answer(scores: Scores, claims: Sequence[Mapping[str, Any]]) -> str:
         for verdict, words in (
             ("holds", "hold"),
             ("does not hold", "do not"),
+            ("undecided", "are undecided"),
             ("not tested", "could not be tested"),
         )
     )

@@ -149,7 +149,7 @@ def per_patient(results: pd.DataFrame) -> pd.DataFrame:
 
     Columns: KEY, patient, `value`, `worst` of them (0 for one without a score: a diverged fit has
     nothing to show), `failed` (any of its fits did) and `value_without_failed`, the mean over fits
-    that did not. Scores that are NaN are left out of each mean.
+    that did not. A patient one of whose scores is NaN has none, but for `value_without_failed`.
     """
     frame = results.assign(
         value_without_failed=results["value"].where(~results["failed"]),
@@ -158,7 +158,7 @@ def per_patient(results: pd.DataFrame) -> pd.DataFrame:
     return (
         frame.groupby([*KEY, "patient"], sort=False)
         .agg(
-            value=("value", "mean"),
+            value=("value", lambda scores: scores.mean(skipna=False)),
             worst=("worst", "min"),
             failed=("failed", "any"),
             value_without_failed=("value_without_failed", "mean"),
@@ -192,11 +192,11 @@ class Scores:
         column: str = "value",
     ) -> pd.Series:
         """Each patient's score on task `evaluated` after task `trained`; 0 is the last task. Empty
-        where there is none; patients without the score are left out."""
+        where there is none; NaN for a patient without the score."""
         last = self.num_tasks.get(scenario, 0)
         key = (scenario, field, strategy, trained or last, evaluated or last, metric)
         group = self._groups.get(key)
-        return pd.Series(dtype=float) if group is None else group[column].dropna()
+        return pd.Series(dtype=float) if group is None else group[column]
 
 
 def scores_of_scan(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-RESAMPLES = 10_000
+MOST_PATIENTS = 1000
 
 
 class Interval(NamedTuple):
@@ -65,14 +65,36 @@ def _mean(values: np.ndarray) -> float:
     return float(np.mean(present)) if present.size else float("nan")
 
 
-def bootstrap_interval(values: Float[np.ndarray, " patients"]) -> Interval:
-    """95% percentile interval of the mean over patients, by 10,000 resamples from a fixed seed
-    (Efron, 1979). NaN for fewer than two patients or values that are not finite."""
+def mean_interval(values: Float[np.ndarray, " patients"]) -> Interval:
+    """95% interval of the mean over patients by Student's t: mean -+ t s / sqrt(n). NaN for fewer
+    than two patients or values that are not finite."""
     if len(values) < 2 or not np.isfinite(values).all():
         return Interval(float("nan"), float("nan"))
-    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return Interval(float(low), float(high))
+    half = _half_width(float(np.std(values, ddof=1)), len(values))
+    return Interval(float(np.mean(values)) - half, float(np.mean(values)) + half)
+
+
+def share_interval(count: int, patients: int) -> Interval:
+    """95% interval of a share, `count` of so many patients (Clopper and Pearson, 1934)."""
+    from scipy import stats  # slow to import, and only a report needs it
+
+    if not patients:
+        return Interval(float("nan"), float("nan"))
+    return Interval(*stats.binomtest(count, patients).proportion_ci(0.95, "exact"))
+
+
+def patients_needed(distance: float, deviation: float) -> int | None:
+    """The fewest patients of whom a mean at that distance from a limit would be known to be on its
+    side of it, at this standard deviation; None if more than MOST_PATIENTS."""
+    fits = (n for n in range(2, MOST_PATIENTS + 1) if _half_width(deviation, n) < abs(distance))
+    return next(fits, None)
+
+
+def _half_width(deviation: float, patients: int) -> float:
+    """Of the 95% interval of a mean."""
+    from scipy import special
+
+    return float(special.stdtrit(patients - 1, 0.975)) * deviation / patients**0.5
 
 
 def paired_test(differences: Float[np.ndarray, " patients"]) -> PairedTest:

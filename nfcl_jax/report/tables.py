@@ -8,7 +8,7 @@ import pandas as pd
 from nfcl_jax.fields import field_title
 from nfcl_jax.metrics import METRICS, format_number, format_score, metric_title, metrics_of
 from nfcl_jax.report.results import BASELINE, KEY, Scores
-from nfcl_jax.report.statistics import SUMMARIES, bootstrap_interval, paired_test
+from nfcl_jax.report.statistics import SUMMARIES, mean_interval, paired_test
 from nfcl_jax.scenarios import SCENARIOS, Scenario
 
 SUMMARY_TITLES = {
@@ -21,7 +21,7 @@ SUMMARY_TITLES = {
 
 def score_table(patients: pd.DataFrame) -> pd.DataFrame:
     """Each score over patients: mean, sample standard deviation (NaN for fewer than two), 95%
-    bootstrap interval of the mean; how many patients there are, have the score (a diverged fit has
+    interval of the mean; how many patients there are, have the score (a diverged fit has
     none, nor has the Dice coefficient of a class that is in neither mask), had a failed fit in a
     task up to the trained one; mean and deviation without the failed fits."""
     rows = []
@@ -50,7 +50,7 @@ def summary_of_run(patients: pd.DataFrame) -> pd.DataFrame:
 
 def _over_patients(values: pd.Series) -> dict[str, float | int]:
     present = values.dropna().to_numpy()
-    low, high = bootstrap_interval(present)
+    low, high = mean_interval(present)
     spread = len(present) > 1 and np.isfinite(present).all()  # a perfect PSNR is infinite
     return {
         "scored": len(present),
@@ -63,7 +63,7 @@ def _over_patients(values: pd.Series) -> dict[str, float | int]:
 
 def paired_table(patients: pd.DataFrame) -> pd.DataFrame:
     """Every strategy against fine-tuning, paired by patient, on each task after the last one: mean
-    difference with its 95% bootstrap interval, Wilcoxon's p, and the rank-biserial effect."""
+    difference with its 95% interval, Wilcoxon's p, and the rank-biserial effect."""
     scores = Scores(patients)
     last = patients["scenario"].map(scores.num_tasks)
     ends = patients[(patients["trained_task"] == last) & (patients["strategy"] != BASELINE)]
@@ -72,11 +72,11 @@ def paired_table(patients: pd.DataFrame) -> pd.DataFrame:
         scenario, field, _, *what = key
         both = pd.concat(
             [scores.get(*key), scores.get(scenario, field, BASELINE, *what)], axis=1, join="inner"
-        )
+        ).dropna()
         if both.empty:
             continue
         differences = (both.iloc[:, 0] - both.iloc[:, 1]).to_numpy()
-        low, high = bootstrap_interval(differences)
+        low, high = mean_interval(differences)
         p, effect = paired_test(differences)
         rows.append(
             dict(zip(KEY, key, strict=True))

@@ -1,8 +1,10 @@
 """Whether a claim holds on given scores.
 
 An inequality is about a score, or the difference of two scores of the same patients: its mean over
-patients must be above or below a limit. A claim holds if all its inequalities do, and is not tested
-if a score that it needs is missing.
+patients must be above or below a limit. It holds, or does not, where the 95% interval of that mean
+lies on one side of the limit, and is undecided elsewhere. A claim holds if all its inequalities do,
+and does not if one does not. It is not tested if a score that it needs is missing: that of a single
+patient too, such as one whose fit diverged.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,16 +14,23 @@ import numpy as np
 import pandas as pd
 
 from nfcl_jax.report.results import Scores
-from nfcl_jax.report.statistics import bootstrap_interval
+from nfcl_jax.report.statistics import (
+    Interval,
+    mean_interval,
+    patients_needed,
+    share_interval,
+)
 
 
 class Inequality(NamedTuple):
-    """The mean of `values`, one per patient, is above (">") or below ("<") `limit`."""
+    """The mean of `values`, one per patient, is above (">") or below ("<") `limit`; `share` if they
+    are 1 for the patients of whom something is true, and 0 for the others."""
 
     text: str
     values: pd.Series
     sense: str
     limit: float
+    share: bool = False
 
 
 class Claim(NamedTuple):
@@ -33,28 +42,34 @@ class Claim(NamedTuple):
     inequalities: Callable[[Scores], Iterable[Inequality]]
 
 
-def above(text: str, values: pd.Series, limit: float) -> Inequality:
-    return Inequality(text, values, ">", limit)
+def above(text: str, values: pd.Series, limit: float, share: bool = False) -> Inequality:
+    return Inequality(text, values, ">", limit, share)
 
 
-def below(text: str, values: pd.Series, limit: float) -> Inequality:
-    return Inequality(text, values, "<", limit)
+def below(text: str, values: pd.Series, limit: float, share: bool = False) -> Inequality:
+    return Inequality(text, values, "<", limit, share)
 
 
 def verdict(claim: Claim, scores: Scores) -> dict[str, Any]:
-    """A claim with its numbers and a verdict, as claims.json holds it: `id`, `claim`, `inequality`
-    (in words), `values` (a list of the inequalities: `text`, `mean` over patients, `low` and `high`
-    of its 95% bootstrap interval, `sense`, `limit`, `patients`, `holds`), `patients` (the fewest of
-    them), `verdict` ("holds", "does not hold" or "not tested") and `why`."""
+    """A claim with its numbers and a verdict, as claims.json holds it.
+
+    Returns:
+      `id`, `claim`, `inequality` (in words), `values` (a list of the inequalities: `text`, `mean`
+      over patients, `low` and `high` of its 95% interval, `sense`, `limit`, `patients`, `missing`
+      (patients without the score), `verdict` and, where it is undecided, `needed`: how many
+      patients would decide it, at this mean and spread, or None), `patients` (the fewest of them),
+      `verdict` ("holds", "does not hold", "undecided" or "not tested"), `needed` (the most of them)
+      and `why`.
+    """
     values = [_evaluate(inequality) for inequality in claim.inequalities(scores)]
-    missing = [value["text"] for value in values if not value["patients"]]
-    wrong = [value["text"] for value in values if value["holds"] is False]
-    if missing:
-        said, why = "not tested", "no scores: " + "; ".join(missing)
-    elif wrong:
-        said, why = "does not hold", "; ".join(wrong)
-    else:
-        said, why = "holds", ""
+    by_verdict: dict[str, list[str]] = {}
+    for value in values:
+        missing = f" ({', '.join(value['missing'])})" if value["missing"] else ""
+        by_verdict.setdefault(value["verdict"], []).append(value["text"] + missing)
+    said = next(
+        (v for v in ("not tested", "does not hold", "undecided") if v in by_verdict), "holds"
+    )
+    needed = [value["needed"] for value in values if value["verdict"] == "undecided"]
     return {
         "id": claim.id,
         "claim": claim.claim,
@@ -62,15 +77,28 @@ def verdict(claim: Claim, scores: Scores) -> dict[str, Any]:
         "values": values,
         "patients": min(value["patients"] for value in values),
         "verdict": said,
-        "why": why,
+        "needed": max(needed) if said == "undecided" and None not in needed else None,
+        "why": "; ".join(by_verdict[said]) if said != "holds" else "",
     }
 
 
 def _evaluate(inequality: Inequality) -> dict[str, Any]:
+    missing = [str(name) for name in inequality.values.index[inequality.values.isna()]]
     values = inequality.values.dropna().to_numpy()
     mean = float(np.mean(values)) if len(values) else np.nan
-    low, high = bootstrap_interval(values)
-    holds = mean > inequality.limit if inequality.sense == ">" else mean < inequality.limit
+    interval = mean_interval(values)
+    if inequality.share:
+        interval = share_interval(int(np.sum(values)), len(values))
+    said, needed = "undecided", None
+    if missing or not len(values):
+        said = "not tested"
+    elif _beyond(interval, inequality):
+        said = "holds"
+    elif _beyond(interval, inequality._replace(sense="<" if inequality.sense == ">" else ">")):
+        said = "does not hold"
+    elif len(values) > 1 and np.isfinite(values).all():
+        deviation = float(np.std(values, ddof=1))
+        needed = patients_needed(mean - inequality.limit, deviation)
 
     def number(x):
         return x if np.isfinite(x) else None  # JSON has no NaN
@@ -78,10 +106,22 @@ def _evaluate(inequality: Inequality) -> dict[str, Any]:
     return {
         "text": inequality.text,
         "mean": number(mean),
-        "low": number(low),
-        "high": number(high),
+        "low": number(interval.low),
+        "high": number(interval.high),
         "sense": inequality.sense,
         "limit": inequality.limit,
         "patients": len(values),
-        "holds": holds if len(values) else None,
+        "missing": missing,
+        "verdict": said,
+        "needed": needed,
     }
+
+
+def _beyond(interval: Interval, inequality: Inequality) -> bool:
+    """Whether the whole interval is where the inequality says. An interval that is one point, the
+    limit, is not."""
+    return bool(
+        interval.low > inequality.limit
+        if inequality.sense == ">"
+        else interval.high < inequality.limit
+    )
