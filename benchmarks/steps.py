@@ -14,7 +14,13 @@ from nfcl_jax.arguments import ScanAndMemory, Steps
 from nfcl_jax.batching import CPU_OPTIONS, compile_for, device_mesh, make_batches
 from nfcl_jax.config import make_config
 from nfcl_jax.fields import create_field, init_params
-from nfcl_jax.fitting import STEPS_PER_CHUNK, BatchTask, start_batch, task_arguments
+from nfcl_jax.fitting import (
+    STEPS_PER_CHUNK,
+    BatchTask,
+    points_per_step,
+    start_batch,
+    task_arguments,
+)
 from nfcl_jax.records import Learned
 from nfcl_jax.run_folder import tasks_of
 from nfcl_jax.runner import recipe_of
@@ -82,7 +88,7 @@ def our_steps(
     tasks, recipe = tasks_of(config), recipe_of(config)
     mesh = device_mesh()
     programs = compile_for(mesh)
-    count, batches = make_batches(scans, per_batch, case.points, mesh)
+    count, batches = make_batches(scans, per_batch, points_per_step(recipe, scans[0]), mesh)
     calls, states = [], []
     for batch in batches:
         learned: dict[str, Learned] = {}

@@ -5,7 +5,7 @@ from configs import paper
 
 def get_config():
     config = paper.get_config()
-    config.num_steps = 150
-    config.batch_size = 1024
+    config.num_steps = 300
+    config.overrides = "pe_relu:batch_size=1024,siren:batch_size=1024,finer:batch_size=1024"
     config.data.patients = "patient001,patient002"
     return config

@@ -35,7 +35,7 @@ def scans_at_once(platform: str, points: int) -> int:
 
 
 def make_batches(
-    scans: Sequence[Scan], scans_per_batch: int | None, batch_size: int, mesh: Mesh
+    scans: Sequence[Scan], scans_per_batch: int | None, points: int, mesh: Mesh
 ) -> tuple[int, list[list[Scan]]]:
     """Scans of similar size together.
 
@@ -43,7 +43,7 @@ def make_batches(
       scans: of the cohort.
       scans_per_batch: so many at once, rounded up to a multiple of the devices; 0 is all, None what
         `scans_at_once` says for each device.
-      batch_size: points per step; 0 is every voxel.
+      points: that a scan asks for in a step, the largest.
       mesh: from `device_mesh`.
 
     Returns:
@@ -51,7 +51,6 @@ def make_batches(
     """
     devices = mesh.devices.size
     if scans_per_batch is None:
-        points = batch_size or max(scan.num_voxels for scan in scans)
         platform = mesh.devices.flat[0].platform
         scans_per_batch = devices * scans_at_once(platform, points)
     count = min(scans_per_batch or len(scans), len(scans))

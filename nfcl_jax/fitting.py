@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from nfcl_jax import metrics
 from nfcl_jax.arguments import ScanAndMemory, Static, Steps, TaskArrays, TrainState
 from nfcl_jax.batching import Programs, compile_for, filled
-from nfcl_jax.curve import is_curve
+from nfcl_jax.curve import is_curve, points_asked
 from nfcl_jax.errors import InactivePenaltyError
 from nfcl_jax.fields import FIELDS, create_field
 from nfcl_jax.padded import PaddedScan, padded_size, stack_scans
@@ -48,6 +48,12 @@ class Recipe(NamedTuple):
     batch_size: int
     scans_per_batch: int | None
     seed: int
+
+
+def points_per_step(recipe: Recipe, scan: Scan) -> int:
+    """That a scan asks for in a step on one frame, without a strategy; see `curve.points_asked`."""
+    field = create_field(recipe.field, channels=1, rows=1)
+    return points_asked(field, recipe.batch_size, scan.num_voxels)
 
 
 class BatchTask(NamedTuple):

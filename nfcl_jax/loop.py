@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nfcl_jax.batching import make_batches
-from nfcl_jax.fitting import BatchTask, Recipe, fit_batch
+from nfcl_jax.fitting import BatchTask, Recipe, fit_batch, points_per_step
 from nfcl_jax.records import Learned, Partial, Progress, TaskResult
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import Task
@@ -75,7 +75,8 @@ def learn(
       InactivePenaltyError: if what the strategy adds to the loss, or its gradient, is zero after
         the first steps.
     """
-    count, batches = make_batches(scans, recipe.scans_per_batch, recipe.batch_size, mesh)
+    points = max(points_per_step(recipe, scan) for scan in scans)
+    count, batches = make_batches(scans, recipe.scans_per_batch, points, mesh)
     learned, partial = dict(start.learned), dict(start.partial)
     for number in range(start.task + 1, len(tasks) + 1):
         done = {name: own for name, own in partial.items() if own.fits}

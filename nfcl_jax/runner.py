@@ -16,7 +16,7 @@ from nfcl_jax.config import constants_of, split_words
 from nfcl_jax.data.cohorts import Cohort, read_cohort, refuse_faults
 from nfcl_jax.data.phantom import write_phantom
 from nfcl_jax.errors import CheckpointError, ConfigError
-from nfcl_jax.fitting import Recipe
+from nfcl_jax.fitting import Recipe, points_per_step
 from nfcl_jax.locks import Stopped
 from nfcl_jax.loop import Hooks, Start, learn
 from nfcl_jax.records import Progress, TaskResult
@@ -243,9 +243,9 @@ def keeper(config: Mapping[str, Any], workdir: Path, asked_to_stop) -> Callable:
 
 def planned_work(config: Mapping[str, Any], scans: Sequence[Scan], learned: int) -> list[float]:
     """Points that the field is asked in each task, none in the first `learned`."""
-    points = config["batch_size"] * len(scans) or sum(scan.num_voxels for scan in scans)
-    strategy = create_strategy(config["strategy"], constants_of(config))
+    recipe = recipe_of(config)
+    points = sum(points_per_step(recipe, scan) for scan in scans)
     return [
-        config["num_steps"] * points * (strategy.cost if task else 1.0) * (task >= learned)
+        recipe.num_steps * points * (recipe.strategy.cost if task else 1.0) * (task >= learned)
         for task in range(len(tasks_of(config)))
     ]

@@ -144,6 +144,12 @@ def test_a_table_of_several_features_and_a_field_without_one_are_no_curves():
     assert not curve.is_curve(create_field({"name": "siren"}, 1, ROWS))
 
 
+def test_a_step_is_planned_by_what_the_network_is_asked():
+    assert curve.points_asked(make(512)[0], 64, 10**6) == 64
+    assert curve.points_asked(make(0)[0], 0, 10**6) == 10**6
+    assert 512 <= curve.points_asked(make(512)[0], 0, 10**6) < 10**4
+
+
 def asked_at(knots, how):
     return how._replace(field=dict(how.field) | {"knots": knots})
 
