@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     )
 
     # Other values for the cells of a field, or of all, between commas: "diner:batch_size=4096",
-    # "diner:field.initialisation=torch", "*:data.skip_invalid=True".
+    # "diner:field.initialisation=torch", "*:huber_delta=0.5".
     config.overrides = ""
 
     # Patients that the report shows slice by slice, between commas; empty is the first three.

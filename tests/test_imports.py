@@ -15,7 +15,7 @@ ORDER = [
     "report.statistics", "report.results", "report.tables", "report.caveats", "report.verdicts",
     "report.claims",
     "report.figures", "report.shown", "report.panels", "report.viewer", "report.page",
-    "report.report",
+    "report.report", "report.study",
     "run_folder", "run_log", "runner",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "nfcl_jax"

@@ -173,11 +173,13 @@ def _override(cell: dict[str, Any], words: str) -> None:
         inner: Any = cell
         for section in sections:
             inner = inner.get(section) if isinstance(inner, dict) else None
-        if not (known and equals and isinstance(inner, dict) and name in inner):
+        one_for_all = path.partition(".")[0] == "data"  # which is read once for the grid
+        there = isinstance(inner, dict) and name in inner and not one_for_all
+        if not (known and equals and there):
             raise ConfigError(
                 f"config.overrides: {word!r} is not FIELD:NAME=VALUE with FIELD one of *, "
-                f"{', '.join(FIELDS)} and NAME as in the config of a run, such as "
-                "diner:field.knots=2048."
+                f"{', '.join(FIELDS)} and NAME as in the config of a run, outside its data, such "
+                "as diner:field.knots=2048."
             )
         try:
             inner[name] = _like(inner[name], value)

@@ -1,0 +1,30 @@
+"""What the paper leaves open, one choice after the other, for `experiments.study`."""
+
+from ml_collections import ConfigDict
+
+from configs import paper
+
+
+def get_config() -> ConfigDict:
+    config = paper.get_config()
+    # Each choice is the grid with these fields changed; the first, with none, is as shipped.
+    config.choices = ConfigDict(
+        {
+            "as_shipped": {},
+            "frames_range": {"data": {"intensity_range": "frames"}},
+            "diner_warmup": {"overrides": "diner:warmup_steps=50"},
+            "diner_torch": {"overrides": "diner:field.initialisation=torch"},
+            "diner_torch_warmup": {
+                "overrides": "diner:field.initialisation=torch,diner:warmup_steps=50"
+            },
+            "diner_4096_points": {"overrides": "diner:batch_size=4096"},
+            "others_16384_points": {"overrides": _others("batch_size=16384")},
+            "others_all_points": {"overrides": _others("batch_size=0")},
+        }
+    )
+    return config
+
+
+def _others(assignment: str) -> str:
+    """For every field but DINER."""
+    return ",".join(f"{field}:{assignment}" for field in ("pe_relu", "siren", "finer"))

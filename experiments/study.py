@@ -1,0 +1,42 @@
+"""Which choice decides which claim: the grid once for each choice of what the paper leaves open.
+
+    python -m experiments.study --config=configs/study.py \\
+        --config.data.root=/data/ACDC/training --workdir=runs/study
+
+Each choice is an ordinary grid in WORKDIR/NAME, with its own report; study.md and study.json have
+the verdicts of all. The same command on the same folder goes on where it stopped.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from experiments.launch.cli import launch
+from experiments.launch.grid import run_grid
+from experiments.launch.study import choices_of
+from nfcl_jax.report.study import write_study
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/study.py, or another study")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the study writes")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    workdir, console = Path(_WORKDIR.value), Console()
+    choices = choices_of(_CONFIG.value.to_dict(), workdir)
+    done = []
+    for name, config in choices.items():
+        console.rule(name)
+        done.append(run_grid(config, workdir / name, console))
+        write_study(workdir, choices)
+    console.print(f"the verdicts of all choices are in {workdir / 'study.md'}")
+    if not all(done):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    launch(main, required=["config", "workdir"])

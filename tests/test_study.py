@@ -1,0 +1,61 @@
+"""Several grids, and their verdicts side by side."""
+
+import json
+
+import pytest
+from made_up import COHORT, write_grid
+
+from configs import paper, study
+from experiments.launch.study import choices_of
+from nfcl_jax.errors import ConfigError
+from nfcl_jax.report.report import write_report
+from nfcl_jax.report.study import write_study
+
+
+def test_every_choice_is_a_grid_that_differs_in_what_it_says(tmp_path):
+    config = study.get_config()
+    config.data.root, config.overrides = "/data", "siren:field.w0=20"
+    choices = choices_of(config.to_dict(), tmp_path)
+    assert set(choices) == set(config.choices) and next(iter(choices)) == "as_shipped"
+    shipped = choices["as_shipped"]
+    assert shipped == {k: v for k, v in config.to_dict().items() if k != "choices"}
+    assert choices["frames_range"]["data"] == shipped["data"] | {"intensity_range": "frames"}
+    assert choices["diner_4096_points"]["overrides"] == "siren:field.w0=20,diner:batch_size=4096"
+    for name, grid in choices.items():
+        changed = {key for key in grid if grid[key] != shipped[key]}
+        assert changed == set(config.choices[name]), name
+
+
+def test_what_no_grid_has_is_refused_before_the_first_is_run(tmp_path):
+    config = study.get_config()
+    config.data.root = "/data"
+    for changes, message in (
+        ({"batchsize": 3}, "config.choices.mine: a grid has no batchsize"),
+        ({"data": {"range": "x"}}, "config.choices.mine: a grid has no range"),
+        ({"overrides": "dinner:batch_size=0"}, "config.overrides: 'dinner:batch_size=0'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            choices_of(config.to_dict() | {"choices": {"mine": changes}}, tmp_path)
+    with pytest.raises(ConfigError, match=r"configs/study\.py would be right"):
+        choices_of(paper.get_config().to_dict(), tmp_path)
+
+
+def test_the_table_has_the_verdict_of_each_claim_and_what_decides_it(tmp_path):
+    def worse(*key):
+        mask = key[:3] == ("signal_expansion", "finer", "distillation") and key[-1] == "dsc"
+        return 0.7 + 0.001 * COHORT.index(key[3]) if mask else None
+
+    for name, change in (("as_shipped", {}), ("worse", {"change": worse})):
+        write_report(write_grid(tmp_path / name, patients=COHORT, **change))
+    write_study(tmp_path, ["as_shipped", "worse", "not_run"])
+    text = (tmp_path / "study.md").read_text()
+    head, shipped, other = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()[2:6]
+        if not line.startswith("| ---")
+    )
+    assert head == ["choice", *(f"C{i}" for i in range(1, 11))]
+    assert shipped == ["as_shipped", *["holds"] * 9, "not tested"]
+    assert other == ["worse", *["holds"] * 6, "does not hold", "holds", "holds", "not tested"]
+    assert "| worse | does not hold | finer: DSC, distillation | 0.7" in text
+    assert set(json.loads((tmp_path / "study.json").read_text())) == {"as_shipped", "worse"}
