@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
         {
             "as_shipped": {},
             "frames_range": {"data": {"intensity_range": "frames"}},
+            "optimiser_kept": {"overrides": "*:keep_optimiser=True"},
             "diner_warmup": {"overrides": "diner:warmup_steps=50"},
             "diner_torch": {"overrides": "diner:field.initialisation=torch"},
             "diner_torch_warmup": {

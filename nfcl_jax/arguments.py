@@ -21,7 +21,8 @@ class Static(NamedTuple):
       field: with the output channels that this task needs.
       strategy: the empty one in the first task.
       learning_rate: of Adam.
-      warmup_steps: in which it grows to that, from the start of the task on.
+      keep_optimiser: whether its moments go on from one task to the next.
+      warmup_steps: in which the rate grows to its value, from the start of the task on.
       num_steps: of the task.
       steps_per_chunk: so many at most in one call of `fit_steps`.
       batch_size: points per step; 0 is every voxel of the task.
@@ -38,6 +39,7 @@ class Static(NamedTuple):
     field: nn.Module
     strategy: Strategy
     learning_rate: float
+    keep_optimiser: bool
     warmup_steps: int
     num_steps: int
     steps_per_chunk: int

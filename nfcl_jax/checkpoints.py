@@ -2,8 +2,9 @@
 
 The layout is {patient: {image: {"params": ..., "strategy": ...}}} of numpy arrays, so that a
 checkpoint opens on any number of devices, without the code that made it, and one patient's part
-without the others'; "strategy" is the strategy's state, where it has one. The run's config, its
-scans and the task's number go in as custom metadata, so that it explains itself.
+without the others'; "strategy" is the strategy's state, where it has one, with Adam's moments,
+where they are kept. The run's config, its scans and the task's number go in as custom metadata, so
+that it explains itself.
 """
 
 import hashlib

@@ -30,10 +30,11 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         "scenario": scenario,
         "seed": 0,
         "num_steps": 500,  # of Adam, per task
-        # Points per step; 0 is every voxel of the task. Its default, and those of the next two, are
-        # the field's.
+        # Points per step; 0 is every voxel of the task. Its default, and those of the rate and the
+        # warm-up, are the field's.
         "batch_size": kind.batch_size,
         "learning_rate": kind.learning_rate,
+        "keep_optimiser": False,  # whether Adam's moments go on from one task to the next
         "warmup_steps": kind.warmup_steps,  # of each task, in which the rate grows to its value
         "huber_delta": 1.0,
         # How many scans one call of the program fits: 0 is all; None is one per device on CPUs,
@@ -80,7 +81,7 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     if "patients_per_batch" in config:
         config["scans_per_batch"] = config.pop("patients_per_batch")
     config["data"] = {"dataset": "acdc", "intensity_range": "frames", **config["data"]}
-    config.setdefault("warmup_steps", 0)
+    config = {"warmup_steps": 0, "keep_optimiser": False, **config}
     if config["field"]["name"] == "diner":
         config["field"] = {"knots": 0, "initialisation": "lecun", **config["field"]}
     return config

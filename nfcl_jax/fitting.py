@@ -24,6 +24,7 @@ from nfcl_jax.strategies import FINETUNE
 from nfcl_jax.strategies.base import Strategy
 
 STEPS_PER_CHUNK = 50  # steps between two looks at the losses
+MOMENTS = "adam"  # beside the strategy's state, where a task leaves them to the next
 
 
 class Recipe(NamedTuple):
@@ -33,6 +34,7 @@ class Recipe(NamedTuple):
       field: its name and constants, as `fields.create_field` takes them.
       strategy: used from the second task on.
       learning_rate: of Adam.
+      keep_optimiser: whether its moments go on from one task to the next.
       warmup_steps: of each task, in which the rate grows to its value.
       num_steps: per task.
       batch_size: points per step; 0 is every voxel.
@@ -43,6 +45,7 @@ class Recipe(NamedTuple):
     field: Mapping[str, Any]
     strategy: Strategy
     learning_rate: float
+    keep_optimiser: bool
     warmup_steps: int
     num_steps: int
     batch_size: int
@@ -93,6 +96,7 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
         field=create_field(recipe.field, num_channels(task.tasks), task.rows),
         strategy=strategy,
         learning_rate=recipe.learning_rate,
+        keep_optimiser=recipe.keep_optimiser,
         warmup_steps=recipe.warmup_steps,
         num_steps=recipe.num_steps,
         steps_per_chunk=STEPS_PER_CHUNK,
@@ -159,6 +163,9 @@ def fit_batch(
     errors = np.zeros(task.count)
     if static.batch_size == 0 and is_curve(static.field):
         errors = programs.curve_error(static, (state.params, rendered), scans, arrays)
+    if static.keep_optimiser:
+        moments = {MOMENTS: state.opt_state[0]._asdict()}
+        state = state._replace(strategy=state.strategy | moments)
     ends = _snapshot(task.batch, num_steps, state, chunks, shares)
     outputs = zip(task.batch, np.asarray(rendered), np.asarray(errors), strict=False)
     return {
@@ -176,13 +183,13 @@ def start_batch(
     """The state at the start of a task, and the strategy's memory, from what the last task left."""
     static, scans, arrays = arguments
     if len(task.tasks) == 1:
-        return programs.start_task(static, (None, {}), scans, arrays), None
+        return programs.start_task(static, (None, {}, None), scans, arrays), None
     resized = [task.resized(learned[scan.name], task.rows) for scan in task.batch]
     before, state = jax.tree.map(lambda *leaves: np.stack(leaves), *filled(resized, task.count))
-    memory = None
+    memory, moments = None, state.pop(MOMENTS, None)
     if static.strategy.begin:
         memory, state = programs.begin_task(static, (before, state), scans, arrays)
-    return programs.start_task(static, (before, state), scans, arrays), memory
+    return programs.start_task(static, (before, state, moments), scans, arrays), memory
 
 
 def _finished(

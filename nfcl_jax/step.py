@@ -24,6 +24,7 @@ from nfcl_jax.params import (
     field_inputs,
     grow_output,
     num_output_channels,
+    pad_output,
     replace_window,
     table_window,
 )
@@ -48,14 +49,17 @@ def begin_task(
 
 
 def start_task(
-    static: Static, state: tuple[Params | None, State], scan: PaddedScan, task: TaskArrays
+    static: Static,
+    state: tuple[Params | None, State, dict[str, Any] | None],
+    scan: PaddedScan,
+    task: TaskArrays,
 ) -> TrainState:
-    """The state at the start of a task.
+    """The state at the start of a task: of parameters, strategy and optimiser.
 
     The parameters are fresh for the first task (None), else the last task's, with the output layer
-    grown where the task needs more channels. The optimiser is always fresh.
+    grown where the task needs more channels. So is the optimiser, unless Adam's moments are given.
     """
-    params, of_strategy = state
+    params, of_strategy, moments = state
     key = stream(jax.random.fold_in(scan.key, task.number), "init")
     fresh = init_params(static.field, key, axes=scan.shape.size)
     if params is None:
@@ -66,7 +70,11 @@ def start_task(
         params = grow_output(params, fresh)
     start, _ = grid.frame_range(task.frames, scan.shape)
     _, learning, _ = learning_part(static, params, start)
-    return TrainState(params, optimiser(static).init(learning), of_strategy)
+    adam, *schedule = optimiser(static).init(learning)
+    if moments is not None:
+        grown = {k: pad_output(moments[k], static.field.channels) for k in ("mu", "nu")}
+        adam = adam._replace(count=moments["count"], **grown)
+    return TrainState(params, (adam, *schedule), of_strategy)
 
 
 def fit_steps(
@@ -215,7 +223,8 @@ def learning_part(
     static: Static, params: Params, start: Int[Array, ""]
 ) -> tuple[nn.Module, Params, Int[Array, ""] | None]:
     """The field as a task can change it: DINER's table only where the task is, unless a strategy
-    looks elsewhere. Rows that no step asks have no gradient, and Adam, fresh, leaves them.
+    looks elsewhere, or Adam is not fresh. Rows that no step asks have no gradient, and a fresh
+    Adam leaves them.
 
     Args:
       static: what the task's programs are compiled for.
@@ -225,7 +234,7 @@ def learning_part(
     Returns:
       The field, its parameters, and which index they count from, if not 0.
     """
-    if not static.field.on_grid or static.strategy.acts:
+    if not static.field.on_grid or static.strategy.acts or static.keep_optimiser:
         return static.field, params, None
     rows = static.num_frames * static.num_voxels
     return *table_window(static.field, params, start, rows), start

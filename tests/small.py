@@ -19,7 +19,13 @@ SMALL = {"width": 16, "depth": 2}
 
 def recipe(name="siren", strategy=FINETUNE, **changes):
     """Twelve steps of 64 points of a small field."""
-    constants = {"learning_rate": 1e-3, "warmup_steps": 0, "num_steps": 12, "batch_size": 64}
+    constants = {
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "keep_optimiser": False,
+        "num_steps": 12,
+        "batch_size": 64,
+    }
     constants |= {"scans_per_batch": None, "seed": 0} | changes
     return Recipe(field={"name": name, **SMALL}, strategy=strategy, **constants)
 

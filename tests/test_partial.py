@@ -21,9 +21,10 @@ class PowerError(Exception):
         (distilled("diner"), FRAMES[:2]),
         (distilled("siren"), IMAGE_AND_MASK),
         (recipe("diner", ewc()), FRAMES[:3]),
+        (distilled("siren", keep_optimiser=True, warmup_steps=5), IMAGE_AND_MASK),
         pytest.param(recipe("siren", ewc()), IMAGE_AND_MASK, marks=pytest.mark.slow),
     ],
-    ids=["diner", "siren-signal", "diner-ewc", "siren-ewc-signal"],
+    ids=["diner", "siren-signal", "diner-ewc", "kept", "siren-ewc-signal"],
 )
 def test_a_task_goes_on_from_any_chunk_to_the_same_bits(how, tasks, monkeypatch, tmp_path):
     """Stopped at each place in turn where it can be, through the files on disk."""

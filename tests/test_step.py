@@ -105,6 +105,20 @@ def test_a_step_on_every_voxel_asks_none_twice(name):
         assert not task_arguments(task)[0].revisits
 
 
+@pytest.mark.parametrize("name", ["siren", "diner"])
+def test_with_its_moments_kept_adam_goes_on_as_if_two_tasks_were_one(name):
+    """Twice the same frame, every voxel of it in each step, is once for twice as many steps."""
+    scans, (first, *_) = cohort()[:2], FRAMES
+    how = recipe(name, batch_size=0, num_steps=6, keep_optimiser=True)
+    (once,) = train(scans, [first], how._replace(num_steps=12))
+    for keep in (True, False):
+        _, twice = train(scans, [first, first], how._replace(keep_optimiser=keep))
+        for a, b in zip(
+            jax.tree.leaves(params_of(once)), jax.tree.leaves(params_of(twice)), strict=True
+        ):
+            assert np.allclose(a, b, rtol=0, atol=1e-6) == keep
+
+
 @pytest.mark.parametrize("batch_size", [64, 0])
 def test_leaving_out_rows_that_a_task_cannot_touch_changes_nothing(monkeypatch, batch_size):
     scans, tasks = cohort()[:2], FRAMES[:3]
