@@ -232,6 +232,7 @@ def test_what_makes_runs_incomparable_is_said(tmp_path):
     folder = tmp_path / "cells/domain_expansion-siren-distillation-seed0"
     config = json.loads((folder / "config.json").read_text())
     other = config | {"num_steps": 700, "learning_rate": 0.5, "seed": 3}
+    other["distillation"] = {"weight": 1.0, "points": "continuous"}
     (folder / "config.json").write_text(json.dumps(other))
     record = {"patient": "p", "image": "cine", "shape": [4, 9, 9, 2], "frame_numbers": [1]}
     for i, name in enumerate(("siren-distillation", "siren-finetune")):
@@ -246,6 +247,10 @@ def test_what_makes_runs_incomparable_is_said(tmp_path):
         "Not every field and strategy has the same seeds.",
         "Runs were made on different scans of p/cine.",
         "Few patients: 5.",
+        "Not as shipped: num_steps 700 instead of 500 (SIREN).",
+        "Not as shipped: learning_rate 0.5 instead of 0.001 (SIREN).",
+        "Not as shipped: batch_size 4096 instead of 0 (DINER).",
+        "Not as shipped: distillation.points continuous instead of voxels (SIREN).",
     ):
         assert warning in html, warning
 

@@ -1,11 +1,13 @@
 """What a reader must know before believing the numbers of a report."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
-from nfcl_jax.fields import field_title
+from nfcl_jax.config import INDIFFERENT, make_config
+from nfcl_jax.fields import FIELDS, field_title
 from nfcl_jax.report.results import FinishedRun
 
 PAPER_STEPS = 500  # per task
@@ -34,12 +36,13 @@ def caveats(
     patients = len(everyone)
     if patients < FEW_PATIENTS:
         found.append(
-            f"Few patients: {patients}. Intervals over so few are too narrow, and p cannot be "
-            f"below {2.0 ** (1 - patients):g}."
+            f"Few patients: {patients}. Little can be decided on so few, and p cannot be below "
+            f"{2.0 ** (1 - patients):g}."
         )
     seeds = results.groupby(["scenario", "field", "strategy"])["seed"].agg(lambda s: tuple(set(s)))
     if seeds.nunique() > 1:
         found.append("Not every field and strategy has the same seeds.")
+    found += _not_as_shipped(runs)
     found += _differing_settings(runs)
     failed = results[results["failed"]]
     for key, group in failed.groupby(keys, sort=False):
@@ -51,16 +54,40 @@ def caveats(
     return found
 
 
+def _not_as_shipped(runs: Sequence[FinishedRun]) -> list[str]:
+    """Every setting that changes results and is not its default, with the fields that have it so.
+    The constants of a strategy are told by its name, where there are several."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        scenario, strategy = run.config["scenario"], run.config["strategy"]
+        if run.field in FIELDS:
+            shipped = make_config(scenario, run.field, strategy)
+            for words in _changes(run.config, shipped):
+                found.setdefault(words, {})[field_title(run.field)] = None
+    return [f"Not as shipped: {words} ({', '.join(fields)})." for words, fields in found.items()]
+
+
+def _changes(config: Mapping[str, Any], shipped: Mapping[str, Any], section: str = ""):
+    """Such as "field.width 64 instead of 256"."""
+    same = (*INDIFFERENT, "seed", "root", "patients", "dataset", "skip_invalid")
+    for name, default in shipped.items():
+        value = config.get(name, default)  # early runs lack some
+        if isinstance(default, Mapping):
+            yield from _changes(value, default, f"{name}.")
+        elif name not in same and value != default:
+            yield f"{section}{name} {value} instead of {default}"
+
+
 def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
     """Settings that ought to be the same in all runs, and scans that are not the same scan."""
     found = []
-    for name in ("num_steps", "batch_size", "huber_delta", "data"):
+    for name in ("num_steps", "huber_delta", "matmul_precision", "keep_optimiser", "data"):
         values = dict.fromkeys(json.dumps(run.config.get(name)) for run in runs)
         if len(values) > 1:
             found.append(f"Runs differ in {name}: {', '.join(values)}.")
     for field in dict.fromkeys(run.field for run in runs):
         own = [run.config for run in runs if run.field == field]
-        for name in ("learning_rate", "field"):
+        for name in ("batch_size", "learning_rate", "warmup_steps", "field"):
             if len({json.dumps(config.get(name), sort_keys=True) for config in own}) > 1:
                 found.append(f"Runs of {field_title(field)} differ in {name}.")
     scans: dict[str, set[str]] = {}
