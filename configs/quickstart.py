@@ -1,11 +1,10 @@
-"""The paper's experiments cut down to minutes on a laptop, on two patients of the phantom."""
+"""The paper's experiments cut down to minutes on a laptop: smaller fields, fewer points a step."""
 
 from configs import paper
 
 
 def get_config():
     config = paper.get_config()
-    config.num_steps = 300
-    config.overrides = "pe_relu:batch_size=1024,siren:batch_size=1024,finer:batch_size=1024"
-    config.data.patients = "patient001,patient002"
+    fewer = [f"{field}:batch_size=1024" for field in ("pe_relu", "siren", "finer")]
+    config.overrides = ",".join(["*:field.width=128", *fewer])
     return config

@@ -227,7 +227,7 @@ def _finished(
 
 def _refuse_inactive(shares: list[PenaltyShare], batch: Sequence[Scan], number: int, step: int):
     for scan, share in zip(batch, shares, strict=False):
-        if share.loss == 0 or share.gradient == 0:
+        if share.alive and (share.loss == 0 or share.gradient == 0):
             raise InactivePenaltyError(
                 f"{scan.name}, task {number}: after {step} steps the strategy's penalty is "
                 f"{share.loss:g} times the fitting loss, its gradient {share.gradient:g} times the "

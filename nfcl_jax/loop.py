@@ -72,8 +72,8 @@ def learn(
       A result after each further task, with scores on every task so far.
 
     Raises:
-      InactivePenaltyError: if what the strategy adds to the loss, or its gradient, is zero after
-        the first steps.
+      InactivePenaltyError: if what the strategy adds to the loss of a field that is not dead, or
+        its gradient, is zero after the first steps.
     """
     points = max(points_per_step(recipe, scan) for scan in scans)
     count, batches = make_batches(scans, recipe.scans_per_batch, points, mesh)

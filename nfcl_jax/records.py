@@ -49,10 +49,12 @@ class Losses(NamedTuple):
 
 class PenaltyShare(NamedTuple):
     """What a strategy adds to the fitting loss, and the norm of its gradient towards all
-    parameters, as multiples of the fitting loss's."""
+    parameters, as multiples of the fitting loss's; and whether that moves any layer before the
+    output. A field whose ReLUs have died answers a constant, and nothing reaches its layers."""
 
     loss: Any
     gradient: Any
+    alive: Any = True
 
 
 class Learned(NamedTuple):

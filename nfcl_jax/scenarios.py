@@ -71,14 +71,16 @@ class Scenario(NamedTuple):
       title: a line for tables.
       images: those of a patient that it is fitted to, each on its own: "cine", or "ED" and "ES".
       tasks: Huber's delta -> the tasks.
-      does: what a field does meanwhile, after "loses 3 dB of": a phrase for the report's answer.
+      meanwhile, forgotten: two phrases for the report's first sentence, such as "Learning the mask"
+        and "the image".
       strategies: by a strategy's name, its constants that have another default here.
     """
 
     title: str
     images: tuple[str, ...]
     tasks: Callable[[float], tuple[Task, ...]]
-    does: str
+    meanwhile: str
+    forgotten: str
     strategies: Mapping[str, Mapping[str, Any]] = {}
 
     @property
@@ -111,13 +113,15 @@ SCENARIOS: dict[str, Scenario] = {
         "Domain expansion: four frames, one after the other",
         ("cine",),
         functools.partial(frame_by_frame, 4),  # at t = -1, -1/3, 1/3 and 1
-        "a frame while it learns three more",
+        "Learning three more frames",
+        "the first",
     ),
     "signal_expansion": Scenario(
         "Signal expansion: an image, then its mask",
         ("ED", "ES"),
         image_then_mask,
-        "an image while it learns the mask",
+        "Learning the mask",
+        "the image",
         {"distillation": {"weight": 10.0}},
     ),
 }

@@ -267,6 +267,9 @@ def penalty_share(
     losses = losses_at(state.params)
     fit = jax.grad(lambda params: losses_at(params).fit)(state.params)
     penalty = jax.grad(lambda params: losses_at(params).penalty)(state.params)
+    hidden = {name: layer for name, layer in fit["params"].items() if name != "output"}
     return PenaltyShare(
-        losses.penalty / losses.fit, optax.tree.norm(penalty) / optax.tree.norm(fit)
+        loss=losses.penalty / losses.fit,
+        gradient=optax.tree.norm(penalty) / optax.tree.norm(fit),
+        alive=optax.tree.norm(hidden) > 0,
     )

@@ -48,25 +48,30 @@ def test_the_report_has_everything(real_report):
     assert "Cut down: 150 steps" in html
 
 
+def pixels(picture):
+    """Of one of the viewer's pictures, which takes their red."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))), float)[..., 0]
+
+
 def test_the_viewer_holds_what_the_fields_say(real_report):
     html = (real_report / "report.html").read_text()
     data = json.loads(re.search(r'id="viewer-data">(.*?)</script>', html, re.S)[1])
     scan = next(s for s in load_shown(real_report) if s.image == "ED")
     shown = data["scans"]["patient001/ED"]
-    assert len(shown["views"]) == 2 * 2 * 3
+    names = [name for name in shown["views"] if name.startswith(("siren|", "diner|"))]
+    assert len(names) == 2 * 2 * 3  # another test may have run the other fields too
     run = nfcl_jax.open_run(real_report / "cells/signal_expansion-diner-distillation-seed0")
     outputs = run.field("patient001", 2, "ED").at_voxels(np.arange(scan.intensities.size))
     outputs = outputs.reshape(*scan.shape, 5)
-    for look, values in (
-        ("image", np.rint(255 * np.clip(outputs[..., 0], 0, 1))),
-        ("mask", np.argmax(outputs[..., 1:], axis=-1)),
+    for look, values, loss in (
+        ("image", 255 * np.clip(outputs[..., 0], 0, 1), 4),  # of 255, as WebP leaves it
+        ("mask", np.argmax(outputs[..., 1:], axis=-1), 0),
     ):
-        png, words = shown["views"][f"diner|distillation|mask|{look}"]
-        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
-        slices = picture.reshape(scan.shape[2], scan.shape[1], scan.shape[0])
-        np.testing.assert_array_equal(slices.transpose(2, 1, 0), values)
-        assert re.match(r"PSNR \d+\.\d dB, SSIM|DSC 0\.\d\d", words)
-    truth = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown["truth"]["mask"]["png"]))))
+        picture, words = shown["views"][f"diner|distillation|mask|{look}"]
+        slices = pixels(picture).reshape(scan.shape[2], scan.shape[1], scan.shape[0])
+        assert np.sqrt(np.mean((slices.transpose(2, 1, 0) - values) ** 2)) <= loss
+        assert re.match(r"PSNR \d+\.\d dB, SSIM|DSC \d\.\d\d", words)
+    truth = pixels(shown["truth"]["mask"]["picture"])
     assert set(np.unique(truth)) == {0, 1, 2, 3}
 
 

@@ -109,7 +109,13 @@ PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((REPOSITORY / "do
 def test_every_link_into_the_repository_leads_somewhere(page):
     path = REPOSITORY / page
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
-        assert target.startswith("http") or (path.parent / target).exists(), target
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        assert (path.parent / name).exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", (path.parent / name).read_text(), re.M)
+            assert anchor in {title.lower().replace(" ", "-") for title in titles}, target
 
 
 def test_the_scores_of_the_reproduction_are_those_of_its_tables():

@@ -24,11 +24,13 @@ from nfcl_jax.batching import device_mesh
 from nfcl_jax.errors import InactivePenaltyError
 from nfcl_jax.fields import FIELDS, create_field, init_params
 from nfcl_jax.fitting import BatchTask, task_arguments
+from nfcl_jax.loop import Start
 from nfcl_jax.padded import stream
 from nfcl_jax.params import evaluate
 from nfcl_jax.points import index_to_coords
 from nfcl_jax.strategies.base import Strategy
 from nfcl_jax.strategies.distillation import Teacher, distillation
+from nfcl_jax.strategies.ewc import ewc
 
 
 def test_the_first_step_is_adams_on_the_mean_huber_loss_of_the_volume():
@@ -152,6 +154,21 @@ def test_a_penalty_that_does_nothing_is_refused(loss):
         train(cohort()[:1], FRAMES, recipe(strategy=strategy))
 
 
+@pytest.mark.parametrize("strategy", [distillation(weight=1.0), ewc()], ids=["distilled", "ewc"])
+def test_a_dead_field_is_named_and_the_others_go_on(strategy):
+    """Its ReLUs answer 0 everywhere: nothing that it could learn or lose is left to penalise."""
+    scans, how = cohort(1, "ED")[:2], recipe("pe_relu", strategy)
+    (image,) = train(scans, IMAGE_AND_MASK[:1], how)
+    dead, alive = (scan.name for scan in scans)
+    image.learned[dead].params["params"]["hidden_1"]["bias"][:] = -1e3
+    _, expected = train(scans, IMAGE_AND_MASK, how)
+    (mask,) = train(scans, IMAGE_AND_MASK, how, start=Start(1, image.learned))
+    fits = {f"{fit.patient}/{fit.image}": fit for fit in mask.fits}
+    assert fits[dead].collapsed and fits[dead].penalty_gradient_share == 0
+    assert not fits[alive].collapsed and fits[alive] in expected.fits
+    jax.tree.map(np.testing.assert_array_equal, mask.learned[alive], expected.learned[alive])
+
+
 def test_the_share_of_the_penalty_is_proportional_to_its_weight():
     scan, shares = cohort()[0], []
     mesh = device_mesh(jax.devices()[:1])
@@ -165,7 +182,8 @@ def test_the_share_of_the_penalty_is_proportional_to_its_weight():
         steps = Steps(arrays, jnp.int32(0), jnp.int32(7))
         share = jax.jit(step.penalty_share, static_argnums=0)
         shares.append(share(static, TrainState(student, (), {}), own, steps))
-    np.testing.assert_allclose(3 * np.array(shares[0]), shares[1], rtol=1e-5)
+    assert shares[0][2] and shares[1][2]  # both are alive
+    np.testing.assert_allclose(3 * np.array(shares[0][:2]), shares[1][:2], rtol=1e-5)
     assert min(shares[0]) > 0
 
 

@@ -18,7 +18,9 @@ from nfcl_jax.report.shown import View, runs_of_scan, views
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import Task
 
-MAX_VOXELS = 60_000_000  # about half a byte each; slices are left out beyond
+MAX_VOXELS = 25_000_000  # about a tenth of a byte each; slices are left out beyond
+MAX_HEIGHT = 16_383  # pixels of a WebP picture
+QUALITY = 80  # of a picture of intensities, which are then right to 1 or 2% of the range
 
 
 class Viewer(NamedTuple):
@@ -34,7 +36,8 @@ def make_viewer(
     """Slices of every field and strategy after every task, for the scans that are shown; None if
     no run has any of them.
 
-    Of several seeds the first is shown. Slices are PNG images of 8 bits, one below the other.
+    Of several seeds the first is shown. Slices are WebP pictures of 8 bits, one below the other:
+    masks without loss.
     """
     notes, chosen = [], []
     for scan in scans:
@@ -64,20 +67,22 @@ def make_viewer(
             "size": scan.intensities.shape[1:3],
             "slices": [k + 1 for k in slices],
             "truth": _truth(able, scan, slices),
-            "behind": _png(scan.intensities[0][..., slices]),
-            "views": {_name(view): [_png(view.values), _words(view)] for view in found},
+            "behind": _picture(scan.intensities[0][..., slices]),
+            "views": {_name(view): [_picture(view.values), _words(view)] for view in found},
         }
     data = {"scans": shown, "errorLimit": ERROR_LIMIT, "classColours": CLASS_COLOURS}
     return Viewer(json.dumps(data, separators=(",", ":")), notes)
 
 
 def _slice_step(chosen: Sequence[tuple[Scan, str, Sequence[FinishedRun]]]) -> int:
-    """So that every `step`-th slice of everything stays below MAX_VOXELS."""
+    """So that every `step`-th slice of everything stays below MAX_VOXELS, and of a scan below
+    MAX_HEIGHT."""
     voxels = 0
     for scan, _, runs in chosen:
         sizes = [len(run.scenario.tasks(1.0)) for run in runs]
         voxels += (sum(n * (n + 1) // 2 for n in sizes) + max(sizes)) * scan.num_voxels
-    return max(-(-voxels // MAX_VOXELS), 1)
+    heights = [scan.intensities.shape[2] * scan.intensities.shape[3] for scan, _, _ in chosen]
+    return max(-(-voxels // MAX_VOXELS), -(-max(heights) // MAX_HEIGHT), 1)
 
 
 def _truth(runs: Sequence[FinishedRun], scan: Scan, slices: Sequence[int]) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def _truth(runs: Sequence[FinishedRun], scan: Scan, slices: Sequence[int]) -> di
 
     def shown(task: Task) -> Mapping[str, Any]:
         volume = truth(task, scan)[task.frames[0]][..., slices]
-        return {"png": _png(volume), "mask": task.head.kind == "mask"}
+        return {"picture": _picture(volume), "mask": task.head.kind == "mask"}
 
     tasks = dict.fromkeys(task for run in runs for task in run.scenario.tasks(1.0))
     return {task.name: shown(task) for task in tasks}
@@ -106,12 +111,13 @@ def _words(view: View) -> str:
     return ", ".join(found)
 
 
-def _png(volume: np.ndarray) -> str:
+def _picture(volume: np.ndarray) -> str:
     """(x, y, slices) as one picture, x to the right, y downwards, slice below slice; base64.
     Intensities in [0, 1] are 0 to 255 (not a number 0), classes as they are."""
-    if not np.issubdtype(volume.dtype, np.integer):
+    is_mask = np.issubdtype(volume.dtype, np.integer)
+    if not is_mask:
         volume = np.rint(np.clip(np.nan_to_num(volume), 0, 1) * 255)
     slices = np.moveaxis(volume.astype(np.uint8), 2, 0).transpose(0, 2, 1)
-    buffer = io.BytesIO()
-    Image.fromarray(np.concatenate(slices, axis=0)).save(buffer, format="png", optimize=True)
+    buffer, picture = io.BytesIO(), Image.fromarray(np.concatenate(slices, axis=0))
+    picture.convert("RGB").save(buffer, format="webp", lossless=is_mask, quality=QUALITY)
     return base64.b64encode(buffer.getvalue()).decode()
