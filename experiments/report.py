@@ -3,6 +3,7 @@
 python -m experiments.report --workdir=runs/paper
 """
 
+import contextlib
 from pathlib import Path
 
 from absl import app, flags
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from experiments.launch.cli import launch
 from experiments.launch.console import claims_table
-from nfcl_jax.locks import refuse_links_out
+from nfcl_jax.locks import locked
 from nfcl_jax.report.report import write_report
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of runs, or of a grid of them")
@@ -21,8 +22,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     console, workdir = Console(), Path(_WORKDIR.value)
-    refuse_links_out(workdir)
-    console.print(claims_table(write_report(workdir, _PATIENT.value)))
+    with locked(workdir) if workdir.is_dir() else contextlib.nullcontext():
+        console.print(claims_table(write_report(workdir, _PATIENT.value)))
     console.print(f"the report is in {workdir / 'report.html'}")
 
 

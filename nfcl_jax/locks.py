@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nfcl_jax.errors import ConfigError
+from nfcl_jax.storage import remove_parts
 
 log = logging.getLogger("nfcl_jax")
 
@@ -47,6 +48,7 @@ def locked(workdir: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a full disk is told of where it matters
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
+        remove_parts(workdir)
         yield
 
 

@@ -1,6 +1,7 @@
 """One run: learns every task on the scans it is given, and writes all results below its folder."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -99,9 +100,13 @@ def phantom_root(workdir: Path) -> Path:
 
 
 def written_phantom(workdir: Path) -> Path:
-    """The phantom's folder; it is written the first time."""
+    """The phantom's folder; it is written the first time, whole or not at all."""
     root = phantom_root(workdir)
-    return root if root.exists() else write_phantom(root)
+    if not root.exists():
+        unfinished = root.with_name(f"{root.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        write_phantom(unfinished).rename(root)
+    return root
 
 
 def recipe_of(config: Mapping[str, Any]) -> Recipe:

@@ -4,9 +4,12 @@ import contextlib
 import csv
 import io
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+PART = ".part"  # ends the name of a file that is not whole yet
 
 
 class Label(NamedTuple):
@@ -19,8 +22,9 @@ class Label(NamedTuple):
 
 
 def write_file(path: Path, contents: str | bytes) -> None:
-    """Writes a file whole or not at all, whatever ends the process or the machine."""
-    temporary = path.with_name(f".{path.name}.part")
+    """Writes a file whole or not at all, whatever ends the process or the machine, and whoever
+    else writes it: the last one's is there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{PART}")
     try:
         with temporary.open("wb") as file:
             file.write(contents.encode() if isinstance(contents, str) else contents)
@@ -31,6 +35,13 @@ def write_file(path: Path, contents: str | bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def remove_parts(folder: Path) -> None:
+    """Deletes what a process that was killed while it wrote has left below a folder, in which no
+    other may be at work."""
+    for path in folder.rglob(f".*{PART}"):
+        path.unlink(missing_ok=True)
 
 
 def write_csv(path: Path, rows: Sequence[Any], label: Label | None = None) -> None:

@@ -92,6 +92,17 @@ def test_a_large_viewer_leaves_out_slices_and_says_so(real_report, monkeypatch, 
     assert bool(found.notes) == (len(slices) < 6)
 
 
+def test_no_name_ends_the_pages_script_or_begins_one(real_report, monkeypatch):
+    """The words of somebody else's run: here a scan's name, which its views repeat."""
+    name = "patient<!--<script></script><script>alert(1)</script>"
+    scan = next(scan for scan in load_shown(real_report) if scan.image == "ED")
+    runs = finished_runs(sorted(real_report.glob("cells/signal_expansion-siren-*")))
+    monkeypatch.setattr(viewer, "runs_of_scan", lambda runs, scan: (runs, []))
+    monkeypatch.setattr(viewer, "views", lambda *_: ([], []))
+    data = make_viewer(runs, [dataclasses.replace(scan, patient=name)], None).data
+    assert "<" not in data and json.loads(data)["scans"][f"{name}/ED"]["patient"] == name
+
+
 def test_a_scan_that_is_not_the_runs_is_not_shown(real_report):
     scans = [scan for scan in load_shown(real_report) if scan.image != "cine"]
     moved = dataclasses.replace(scans[0], affine=scans[0].affine + 1)

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -15,8 +16,11 @@ from conftest import REPOSITORY
 from test_partial import PowerError
 
 from nfcl_jax import checkpoints
+from nfcl_jax.data import phantom
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.locks import Stopped, locked, stopping
+from nfcl_jax.runner import written_phantom
+from nfcl_jax.storage import write_file
 
 TRAIN = [
     *(sys.executable, "-m", "experiments.train", "--workdir=run"),
@@ -25,6 +29,40 @@ TRAIN = [
     *("--config.data.root=data", "--config.data.patients=patient001,patient002"),
     "--config.checkpoint_every_steps=100",
 ]
+
+
+def test_what_two_write_at_once_is_one_of_both(tmp_path):
+    path, contents = tmp_path / "results.csv", [bytes([65 + i]) * 10**5 for i in range(8)]
+    threads = [threading.Thread(target=write_file, args=(path, text)) for text in contents * 5]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_bytes() in contents and os.listdir(tmp_path) == [path.name]
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    (tmp_path / "cells").mkdir()
+    left = tmp_path / "cells" / ".metrics.csv.123-456.part"
+    left.write_text("half of it")
+    with locked(tmp_path):
+        assert not left.exists()
+
+
+def test_a_phantom_that_was_not_written_to_the_end_is_written_again(tmp_path, monkeypatch):
+    written = phantom._write_patient
+
+    def killed(folder, i, rng):
+        if i == 1:
+            raise PowerError
+        written(folder, i, rng)
+
+    monkeypatch.setattr(phantom, "_write_patient", killed)
+    with pytest.raises(PowerError):
+        written_phantom(tmp_path)
+    monkeypatch.setattr(phantom, "_write_patient", written)
+    assert len(list(written_phantom(tmp_path).iterdir())) == 3
+    assert os.listdir(tmp_path) == ["phantom"]
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -71,7 +71,8 @@ def make_viewer(
             "views": {_name(view): [_picture(view.values), _words(view)] for view in found},
         }
     data = {"scans": shown, "errorLimit": ERROR_LIMIT, "classColours": CLASS_COLOURS}
-    return Viewer(json.dumps(data, separators=(",", ":")), notes)
+    # No "<" from a name or a label may end the page's script, or begin one.
+    return Viewer(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"), notes)
 
 
 def _slice_step(chosen: Sequence[tuple[Scan, str, Sequence[FinishedRun]]]) -> int:
