@@ -1,13 +1,15 @@
 """The config of a run, as nested dictionaries: its defaults, each read from where the thing is
 defined, and the checks of its values."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from nfcl_jax import fields, strategies
 from nfcl_jax.checks import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Check, one_of
 from nfcl_jax.data.cohorts import DATASETS, INTENSITY_RANGES
-from nfcl_jax.errors import ConfigError, look_up
+from nfcl_jax.errors import ConfigError, RunError, first_line, look_up
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.strategies import STRATEGIES
@@ -85,6 +87,47 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["field"]["name"] == "diner":
         config["field"] = {"knots": 0, "initialisation": "lecun", **config["field"]}
     return config
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config.json of a run, in today's terms.
+
+    Raises:
+      RunError: if it is none.
+    """
+    config = _read_json(path)
+    known = isinstance(config, dict) and all(
+        isinstance(config.get(name), kind)
+        for name, kind in {"scenario": str, "strategy": str, "field": dict, "data": dict}.items()
+    )
+    if not known or not isinstance(config["field"].get("name"), str):
+        raise RunError(f"{path}: not the config of a run; another --workdir would be right.")
+    return in_todays_terms(config)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The patients.json of a run: a record of each scan, or of a patient who was left out.
+
+    Raises:
+      RunError: if it is none.
+    """
+    records = _read_json(path)
+    of_scan = {"image": str, "shape": list, "frame_numbers": list, "spacing": list, "affine": list}
+    for record in records if isinstance(records, list) else [None]:
+        of = {"left_out": list} if isinstance(record, dict) and "left_out" in record else of_scan
+        wanted = {"patient": str, **of}
+        if not isinstance(record, dict) or not all(
+            isinstance(record.get(name), kind) for name, kind in wanted.items()
+        ):
+            raise RunError(f"{path}: not the scans of a run; a copy of the file would be right.")
+    return records
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path}: damaged ({first_line(error)}).") from error
 
 
 def constants_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,10 @@ class ReportError(ValueError):
     """The runs cannot be reported on as they are."""
 
 
+class RunError(ValueError):
+    """A file in a run's folder is not what a run leaves there."""
+
+
 class InactivePenaltyError(ValueError):
     """What a strategy adds to the loss, or to its gradient, is zero."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from nfcl_jax.config import INDIFFERENT, in_todays_terms
+from nfcl_jax.config import INDIFFERENT, in_todays_terms, read_config, read_records
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fields import create_field, init_params
 from nfcl_jax.params import num_parameters
@@ -67,12 +67,14 @@ def write_description(workdir: Path, config: Mapping[str, Any], scan_records: li
 
 
 def refuse_another_run(config: Mapping[str, Any], scan_records: list[dict], workdir: Path) -> None:
-    """Raises ConfigError, naming what differs, if `workdir` holds a run of something else."""
+    """Raises ConfigError, naming what differs, if `workdir` holds a run of something else, or
+    RunError if its files are no run's."""
     differing = []
     for name, wanted in (("config.json", config), ("patients.json", scan_records)):
         path = workdir / name
         if path.exists():
-            pair = [json.loads(path.read_text()), json.loads(json.dumps(wanted))]
+            read = read_config if name == "config.json" else read_records
+            pair = [read(path), json.loads(json.dumps(wanted))]
             if name == "config.json":
                 pair = [_what_matters(in_todays_terms(config)) for config in pair]
             elif not any("intensity_range" in record for record in pair[0]):  # of early runs

@@ -7,7 +7,6 @@ run.to_nifti("patient001", task=4, path="p1.nii.gz", spacing=(1, 1, 2), times=20
 
 import dataclasses
 import html
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nfcl_jax import checkpoints, nifti, sizes
-from nfcl_jax.config import constants_of, in_todays_terms
+from nfcl_jax.config import constants_of, read_config, read_records
 from nfcl_jax.data.cohorts import DATASETS, read_scans
 from nfcl_jax.errors import DataError
 from nfcl_jax.fields import FIELDS, Params, create_field
@@ -263,6 +262,7 @@ def open_run(workdir: str | Path) -> Run:
 
     Raises:
       FileNotFoundError: if the folder holds no run.
+      RunError: if config.json or patients.json are none.
       ValueError: if the name of a patient is none, or the run's field or scenario is defined in a
         file that was not loaded.
     """
@@ -274,12 +274,12 @@ def open_run(workdir: str | Path) -> Run:
             hint = f" {cells[0].parent} would be one." if cells else ""
             raise FileNotFoundError(f"{path}: missing; {workdir} is not the folder of a run.{hint}")
     tasks = checkpoints.finished_tasks(workdir)
-    records = [r for r in json.loads(scans.read_text()) if "left_out" not in r]
+    records = [r for r in read_records(scans) if "left_out" not in r]
     for record in records:
         # They become parts of paths.
         if not all(re.fullmatch(r"[^./\\][^/\\]*", record[key]) for key in ("patient", "image")):
             raise ValueError(f"{scans}: {record['patient']!r} is no name of a patient.")
-    given = in_todays_terms(json.loads(config.read_text()))
+    given = read_config(config)
     for kind, name, known in (
         ("scenario", given["scenario"], SCENARIOS),
         ("field", given["field"]["name"], FIELDS),

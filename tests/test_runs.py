@@ -13,8 +13,11 @@ from test_train import read_csv, value
 
 import nfcl_jax
 from nfcl_jax import sizes
+from nfcl_jax.config import read_config
 from nfcl_jax.data.cohorts import read_scans
-from nfcl_jax.errors import CheckpointError
+from nfcl_jax.errors import CheckpointError, RunError
+from nfcl_jax.report.report import write_report
+from nfcl_jax.run_folder import refuse_another_run
 
 
 @pytest.mark.parametrize("name", ["siren", "diner"])
@@ -152,6 +155,28 @@ def test_opening_what_is_no_run(tmp_path):
     shutil.copytree(STORED, tmp_path / "cells/siren")
     with pytest.raises(FileNotFoundError, match=r"cells/siren would be one\."):
         nfcl_jax.open_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "patients.json"])
+@pytest.mark.parametrize(
+    "contents", ["", '{"scenario": "dom', "{}", "[]", "[3]", "null", '{"compilerOptions": {}}',
+                 '[{"patient": "patient001"}]', '[{"patient": 1, "left_out": []}]'],
+)  # fmt: skip
+def test_files_that_are_no_runs_are_named(tmp_path, name, contents):
+    """By whatever reads them: the run that is to go on, a report, and open_run."""
+    shutil.copytree(STORED, tmp_path / "run")
+    config = read_config(tmp_path / "run/config.json")
+    (tmp_path / "run/summary.csv").write_text("")
+    (tmp_path / "run" / name).write_text(contents)
+    if (name, contents) == ("patients.json", "[]"):
+        return  # a run of nobody
+    message = rf"run/{name.replace('.', '[.]')}: (damaged|not the)"
+    with pytest.raises(RunError, match=message):
+        nfcl_jax.open_run(tmp_path / "run")
+    with pytest.raises(RunError, match=message):
+        write_report(tmp_path)
+    with pytest.raises(RunError, match=message):
+        refuse_another_run(config, [], tmp_path / "run")
 
 
 STORED = Path(__file__).parent / "data/run_format_1"

@@ -22,6 +22,7 @@ from nfcl_jax.errors import (
     DataError,
     InactivePenaltyError,
     ReportError,
+    RunError,
 )
 from nfcl_jax.locks import Stopped
 
@@ -38,7 +39,7 @@ _EXTEND = flags.DEFINE_multi_string(
 
 # ml_collections tells of a config file that is not there by an OSError at its first use.
 FAULTS = (
-    ConfigError, DataError, ReportError, CheckpointError, InactivePenaltyError, OSError,
+    ConfigError, DataError, ReportError, RunError, CheckpointError, InactivePenaltyError, OSError,
 )  # fmt: skip
 
 

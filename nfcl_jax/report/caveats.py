@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from nfcl_jax.config import INDIFFERENT, make_config
+from nfcl_jax.config import INDIFFERENT, make_config, read_records
 from nfcl_jax.fields import FIELDS, field_title
 from nfcl_jax.report.results import FinishedRun
 
@@ -93,7 +93,7 @@ def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
     scans: dict[str, set[str]] = {}
     left_out: set[str] = set()
     for run in runs:
-        for record in json.loads((run.path / "patients.json").read_text()):
+        for record in read_records(run.path / "patients.json"):
             if "left_out" in record:
                 left_out.add(record["patient"])
                 continue

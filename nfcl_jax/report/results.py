@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from nfcl_jax.config import constants_of, in_todays_terms
+from nfcl_jax.config import constants_of, read_config
 from nfcl_jax.errors import ReportError
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.records import Fit, Score
@@ -45,7 +45,7 @@ def finished_runs(folders: Iterable[Path]) -> list[FinishedRun]:
         one has a scenario or strategy that is not known here.
     """
     configs = {
-        folder: in_todays_terms(json.loads((folder / "config.json").read_text()))
+        folder: read_config(folder / "config.json")
         for folder in folders
         if (folder / "summary.csv").is_file()
     }
