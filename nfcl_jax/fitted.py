@@ -196,8 +196,8 @@ class FittedField:
 
 
 NO_BETWEEN = (
-    "DINER has one entry per voxel and frame, and nothing between them; interpolate=True takes "
-    "entries that are linear between those around."
+    "DINER has one entry per voxel and frame, and nothing between them; interpolate=True, or "
+    "--interpolate, takes entries that are linear between those around."
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from nfcl_jax.config import INDIFFERENT, in_todays_terms, read_config, read_records
+from nfcl_jax.config import INDIFFERENT, in_todays_terms, read_config, read_records, split_words
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fields import create_field, init_params
 from nfcl_jax.params import num_parameters
@@ -89,8 +89,11 @@ def refuse_another_run(config: Mapping[str, Any], scan_records: list[dict], work
 
 
 def _what_matters(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without what changes no result, and without the spelling of a path."""
-    data = config["data"] | {"root": str(Path(config["data"]["root"]).resolve())}
+    """A config without what changes no result, and without the spelling of a path or the order of
+    patients."""
+    given = config["data"]
+    patients = ",".join(sorted(set(split_words(given.get("patients", "")))))
+    data = given | {"root": str(Path(given.get("root", "")).resolve()), "patients": patients}
     data.pop("skip_invalid", None)  # patients.json tells who was left out
     return {k: v for k, v in config.items() if k not in INDIFFERENT} | {"data": data}
 

@@ -13,11 +13,11 @@ from test_train import read_csv, value
 
 import nfcl_jax
 from nfcl_jax import sizes
-from nfcl_jax.config import read_config
+from nfcl_jax.config import make_config, read_config
 from nfcl_jax.data.cohorts import read_scans
-from nfcl_jax.errors import CheckpointError, RunError
+from nfcl_jax.errors import CheckpointError, ConfigError, RunError
 from nfcl_jax.report.report import write_report
-from nfcl_jax.run_folder import refuse_another_run
+from nfcl_jax.run_folder import refuse_another_run, write_description
 
 
 @pytest.mark.parametrize("name", ["siren", "diner"])
@@ -177,6 +177,17 @@ def test_files_that_are_no_runs_are_named(tmp_path, name, contents):
         write_report(tmp_path)
     with pytest.raises(RunError, match=message):
         refuse_another_run(config, [], tmp_path / "run")
+
+
+def test_patients_in_another_order_are_the_same_run(tmp_path):
+    config = make_config("domain_expansion", "siren", "finetune")
+    config["data"] |= {"patients": "patient002,patient001"}
+    write_description(tmp_path, config, [])
+    config["data"]["patients"] = "patient001, patient002"
+    refuse_another_run(config, [], tmp_path)
+    config["data"]["patients"] = "patient001"
+    with pytest.raises(ConfigError, match=r"config\.data\.patients"):
+        refuse_another_run(config, [], tmp_path)
 
 
 STORED = Path(__file__).parent / "data/run_format_1"
