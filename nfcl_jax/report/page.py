@@ -13,18 +13,13 @@ from nfcl_jax.metrics import METRICS, metrics_of
 from nfcl_jax.report.results import BASELINE, FinishedRun, Scores
 from nfcl_jax.scenarios import SCENARIOS
 
-VERDICTS = {
-    "holds": "hold",
-    "does not hold": "not",
-    "undecided": "undecided",
-    "not tested": "not tested",
-}
+VERDICTS = ("holds", "does not hold", "undecided", "not tested")
 
 
 def answer(scores: Scores, claims: Sequence[Mapping[str, Any]]) -> str:
     """The report in a few sentences."""
     verdicts = [claim["verdict"] for claim in claims]
-    counts = ", ".join(f"{verdicts.count(v)} {words}" for v, words in VERDICTS.items())
+    counts = ", ".join(f"{verdict} {verdicts.count(verdict)}" for verdict in VERDICTS)
     sentences = [_loss(scores, name) for name in SCENARIOS]
     sentences.append(f"The paper's {len(claims)} claims on these patients: {counts}.")
     return " ".join(filter(None, sentences))
