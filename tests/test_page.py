@@ -99,7 +99,8 @@ def test_no_name_ends_the_pages_script_or_begins_one(real_report, monkeypatch):
     runs = finished_runs(sorted(real_report.glob("cells/signal_expansion-siren-*")))
     monkeypatch.setattr(viewer, "runs_of_scan", lambda runs, scan: (runs, []))
     monkeypatch.setattr(viewer, "views", lambda *_: ([], []))
-    data = make_viewer(runs, [dataclasses.replace(scan, patient=name)], None).data
+    shown = [dataclasses.replace(scan, patient=name)]
+    data = make_viewer(runs, shown, load_results(runs)).data
     assert "<" not in data and json.loads(data)["scans"][f"{name}/ED"]["patient"] == name
 
 
