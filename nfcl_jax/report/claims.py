@@ -22,8 +22,6 @@ HIGH_SSIM = 0.8
 LEARNED_DSC = 0.835  # rounds to 0.84, the paper's lowest
 FAILED_DSC = 0.5  # of a patient's worst fit
 MOST = 0.5  # of the patients: fewer are "individual" ones
-# A PSNR counts up to here: an error of a thousandth of the range, which no screen shows.
-NOTHING_TO_SEE = 60.0  # dB
 
 # By name: another field or strategy joins no claim.
 DOMAIN, SIGNAL, DISTILLATION = "domain_expansion", "signal_expansion", "distillation"
@@ -31,24 +29,18 @@ FIELDS = ("pe_relu", "siren", "finer", "diner")
 OTHERS = ("pe_relu", "siren", "finer")  # than DINER
 
 
-def seen(scores, scenario, field, strategy, trained, evaluated, metric):
-    """What of a score can be seen."""
-    values = scores.get(scenario, field, strategy, trained, evaluated, metric)
-    return values.clip(upper=NOTHING_TO_SEE) if metric == "psnr" else values
-
-
 def first_at_end(scores, scenario, field, strategy, metric="psnr"):
     """Of the first frame, or the image, after the last task."""
-    return seen(scores, scenario, field, strategy, 0, 1, metric)
+    return scores.seen(scenario, field, strategy, 0, 1, metric)
 
 
 def first_when_learned(scores, scenario, field, strategy, metric="psnr"):
-    return seen(scores, scenario, field, strategy, 1, 1, metric)
+    return scores.seen(scenario, field, strategy, 1, 1, metric)
 
 
 def last_at_end(scores, scenario, field, strategy, metric="psnr"):
     """Of the last frame, or the mask, after the last task."""
-    return seen(scores, scenario, field, strategy, 0, 0, metric)
+    return scores.seen(scenario, field, strategy, 0, 0, metric)
 
 
 def gap(scores, field, metric):

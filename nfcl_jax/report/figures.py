@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from nfcl_jax.fields import FIELDS, Field, field_title
 from nfcl_jax.metrics import format_number, metric_title, metrics_of
-from nfcl_jax.report.results import BASELINE, Scores
+from nfcl_jax.report.results import BASELINE, NOTHING_TO_SEE, Scores
 from nfcl_jax.report.statistics import mean_interval
 from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.strategies import strategy_title
@@ -48,14 +48,14 @@ def first_against_last(scores: Scores, scenario: str) -> Figure:
             ends = []
             for field, strategy in scores.of(scenario):
                 key = scenario, field, strategy, 0
-                x, y = (scores.get(*key, task, metric).dropna() for task in (0, 1))
+                x, y = (scores.seen(*key, task, metric).dropna() for task in (0, 1))
                 _cross(axes, x, y, _marker(field, fills[strategy]))
                 ends += [*x, *y]
             low, high = _limits(ends)
             axes.plot([low, high], [low, high], color="#999999", linewidth=1, zorder=0)
             axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
-            axes.set_xlabel(f"{metric_title(metric)}: {last.name}")
-            axes.set_ylabel(f"{metric_title(metric)}: {first.name}")
+            axes.set_xlabel(f"{_axis_title(metric)}: {last.name}")
+            axes.set_ylabel(f"{_axis_title(metric)}: {first.name}")
             _along_diagonal(axes, low, high, "as good as the last")
         _legend(figure, scores, scenario)
     return figure
@@ -87,19 +87,19 @@ def first_and_last(scores: Scores, scenario: str) -> Figure:
         for axes, (task, number, metric) in zip(figure.subplots(1, len(panels)), panels,
                                                 strict=True):  # fmt: skip
             for field, strategy in scores.of(scenario):
-                values = scores.get(scenario, field, strategy, 0, number, metric).dropna()
+                values = scores.seen(scenario, field, strategy, 0, number, metric).dropna()
                 offset = (strategies.index(strategy) - middle) * 0.68 / len(strategies)
                 style = _marker(field, fills[strategy])
                 _column(axes, fields.index(field) + offset, values, style)
             for place, field in enumerate(fields) if number else ():
-                before = scores.get(scenario, field, BASELINE, 1, 1, metric).mean()
+                before = scores.seen(scenario, field, BASELINE, 1, 1, metric).mean()
                 axes.plot([place - 0.4, place + 0.4], [before] * 2, color="#555555", lw=1.2)
             axes.set_xticks(range(len(fields)), [field_title(field) for field in fields])
             axes.set_xlim(-0.6, len(fields) - 0.4)
             axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
             axes.grid(axis="x", visible=False)
             axes.tick_params(axis="x", labelsize=8, length=0)
-            name, *unit = metric_title(metric).split(", ")
+            name, *unit = _axis_title(metric).split(", ")
             axes.set_title(", ".join([f"{name} of the {task.name}", *unit]), fontsize=10)
         line = Line2D([], [], color="#555555", label=f"before the {last.name}")
         _legend(figure, scores, scenario, [line])
@@ -114,7 +114,7 @@ def task_matrix(scores: Scores, scenario: str) -> Figure:
     matrices = {
         pair: np.array(
             [
-                [scores.get(scenario, *pair, s, e, metric).mean() if e <= s else np.nan
+                [scores.seen(scenario, *pair, s, e, metric).mean() if e <= s else np.nan
                  for e in range(1, size + 1)]
                 for s in range(1, size + 1)
             ]
@@ -137,7 +137,7 @@ def task_matrix(scores: Scores, scenario: str) -> Figure:
                 axes.set_xlabel("task")
             if j == 0:
                 axes.set_ylabel(f"{series_title(strategies[i])}\nafter task")
-        figure.colorbar(colours, ax=grid, label=metric_title(metric), shrink=0.8, aspect=30,
+        figure.colorbar(colours, ax=grid, label=_axis_title(metric), shrink=0.8, aspect=30,
                         pad=0.02)  # fmt: skip
     return figure
 
@@ -182,6 +182,11 @@ def _marker(field: str, fill: str) -> dict:
         "linestyle": "none",
         "markeredgewidth": 1.4,
     }
+
+
+def _axis_title(metric: str) -> str:
+    """The metric's, with where it is cut off."""
+    return metric_title(metric) + (f" (at most {NOTHING_TO_SEE:g})" if metric == "psnr" else "")
 
 
 def _fills(strategies: Sequence[str]) -> dict[str, str]:

@@ -18,6 +18,8 @@ from nfcl_jax.storage import read_csv
 from nfcl_jax.strategies import STRATEGIES, constants
 
 BASELINE = "finetune"
+# A PSNR beyond is an error of less than a thousandth of the range, which no screen shows.
+NOTHING_TO_SEE = 60.0  # dB
 
 
 class FinishedRun(NamedTuple):
@@ -197,6 +199,11 @@ class Scores:
         key = (scenario, field, strategy, trained or last, evaluated or last, metric)
         group = self._groups.get(key)
         return pd.Series(dtype=float) if group is None else group[column]
+
+    def seen(self, *key: Any) -> pd.Series:
+        """As `get`, a PSNR counting up to NOTHING_TO_SEE."""
+        values = self.get(*key)
+        return values.clip(upper=NOTHING_TO_SEE) if "psnr" in key else values
 
 
 def scores_of_scan(
