@@ -7,6 +7,7 @@ import flax.linen as nn
 import optax
 from jaxtyping import Array, Int
 
+from nfcl_jax.curve import is_curve
 from nfcl_jax.fields import Params
 from nfcl_jax.padded import PaddedScan
 from nfcl_jax.records import State
@@ -51,6 +52,11 @@ class Static(NamedTuple):
     earlier_heads: tuple[Head, ...]
     num_earlier_frames: int
     revisits: bool
+
+    @property
+    def asks_curve(self) -> bool:
+        """Whether the steps ask the field at the knots of a curve, see `curve`."""
+        return self.batch_size == 0 and is_curve(self.field)
 
 
 class TaskArrays(NamedTuple):

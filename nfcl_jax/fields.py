@@ -211,17 +211,13 @@ class DINER(Field):
         index = jnp.where(index < 0, self.rows, index)  # would count from the end
         entries = jnp.asarray(table).at[index].get(mode="fill", fill_value=jnp.nan)
 
-        def kernel_init(layer, inputs):
-            return (
-                inverse_root(inputs)
-                if self.initialisation == "torch"
-                else nn.initializers.lecun_normal()
+        def initialiser(lecun):
+            return lambda layer, inputs: (
+                inverse_root(inputs) if self.initialisation == "torch" else lecun
             )
 
-        def bias_init(layer, inputs):
-            return inverse_root(inputs) if self.initialisation == "torch" else nn.initializers.zeros
-
-        return layers(self, entries, nn.relu, kernel_init, bias_init)
+        weights, biases = nn.initializers.lecun_normal(), nn.initializers.zeros
+        return layers(self, entries, nn.relu, initialiser(weights), initialiser(biases))
 
 
 FIELDS: dict[str, type[Field]] = {

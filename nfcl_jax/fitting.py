@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from nfcl_jax import metrics
 from nfcl_jax.arguments import ScanAndMemory, Static, Steps, TaskArrays, TrainState
 from nfcl_jax.batching import Programs, compile_for, filled
-from nfcl_jax.curve import is_curve, points_asked
+from nfcl_jax.curve import points_asked
 from nfcl_jax.errors import InactivePenaltyError
 from nfcl_jax.fields import FIELDS, create_field
 from nfcl_jax.padded import PaddedScan, padded_size, stack_scans
@@ -161,7 +161,7 @@ def fit_batch(
 
     rendered = programs.render((static.field, task.rows), state.params, scans, arrays.stop_seen)
     errors = np.zeros(task.count)
-    if static.batch_size == 0 and is_curve(static.field):
+    if static.asks_curve:
         errors = programs.curve_error(static, (state.params, rendered), scans, arrays)
     if static.keep_optimiser:
         moments = {MOMENTS: state.opt_state[0]._asdict()}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nfcl_jax.errors import ConfigError
-from nfcl_jax.storage import remove_parts
+from nfcl_jax.storage import LOCK, remove_parts
 
 log = logging.getLogger("nfcl_jax")
 
@@ -34,7 +34,7 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     refuse_links_out(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / ".lock").open("a+") as file:
+    with (workdir / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

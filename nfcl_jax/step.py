@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from nfcl_jax import points as grid
 from nfcl_jax.arguments import ScanAndMemory, Static, Steps, TaskArrays, TrainState
-from nfcl_jax.curve import error, interpolate, is_curve
+from nfcl_jax.curve import error, interpolate
 from nfcl_jax.fields import Params, init_params
 from nfcl_jax.losses import weighted_mean
 from nfcl_jax.padded import PaddedScan, stream, targets_at
@@ -186,7 +186,7 @@ def answers_at(
     """What the field answers in a step, at inputs and the voxels that they belong to. Every voxel
     is asked in blocks, or at the knots of a curve. `field` and `offset` are as in `learning_part`.
     """
-    if static.batch_size == 0 and is_curve(field):
+    if static.asks_curve:
         return interpolate(field, params, [points for _, points in asked], offset)
     shifted = [inputs if offset is None else inputs - offset for inputs, _ in asked]
     if static.batch_size == 0:  # one after the other, so that one's padding moves no other's blocks

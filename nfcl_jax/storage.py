@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 PART = ".part"  # ends the name of a file that is not whole yet
+LOCK = ".lock"  # of a folder in which one process at a time is at work
 
 
 class Label(NamedTuple):
@@ -39,9 +40,13 @@ def write_file(path: Path, contents: str | bytes) -> None:
 
 def remove_parts(folder: Path) -> None:
     """Deletes what a process that was killed while it wrote has left below a folder, in which no
-    other may be at work."""
-    for path in folder.rglob(f".*{PART}"):
-        path.unlink(missing_ok=True)
+    other may be at work; but not below folders with a lock of their own, such as those of runs."""
+    for inside, folders, files in os.walk(folder):
+        below = Path(inside)
+        folders[:] = [name for name in folders if not (below / name / LOCK).exists()]
+        for name in files:
+            if name.startswith(".") and name.endswith(PART):
+                (below / name).unlink(missing_ok=True)
 
 
 def write_csv(path: Path, rows: Sequence[Any], label: Label | None = None) -> None:

@@ -47,6 +47,10 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     left.write_text("half of it")
     with locked(tmp_path):
         assert not left.exists()
+    with locked(tmp_path / "cells"):  # a run at work, of whose parent a report is made
+        left.write_text("not whole yet")
+        with locked(tmp_path):
+            assert left.exists()
 
 
 def test_a_phantom_that_was_not_written_to_the_end_is_written_again(tmp_path, monkeypatch):
