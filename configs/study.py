@@ -7,7 +7,7 @@ from configs import paper
 
 def get_config() -> ConfigDict:
     config = paper.get_config()
-    # Each choice is the grid with these fields changed; the first, with none, is as shipped.
+    # Each choice is the grid with these fields changed; they are run in the order of their names.
     config.choices = ConfigDict(
         {
             "as_shipped": {},

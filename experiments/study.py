@@ -4,7 +4,8 @@
         --config.data.root=/data/ACDC/training --workdir=runs/study
 
 Each choice is an ordinary grid in WORKDIR/NAME, with its own report; study.md and study.json have
-the verdicts of all. The same command on the same folder goes on where it stopped.
+the verdicts of all. A cell that several choices have is run once, and copied. The same command on
+the same folder goes on where it stopped.
 """
 
 import sys
@@ -31,7 +32,8 @@ def main(argv: list[str]) -> None:
     done = []
     for name, config in choices.items():
         console.rule(name)
-        done.append(run_grid(config, workdir / name, console))
+        others = [workdir / other for other in choices if other != name]
+        done.append(run_grid(config, workdir / name, console, others))
         write_study(workdir, choices)
     console.print(f"the verdicts of all choices are in {workdir / 'study.md'}")
     if not all(done):

@@ -27,6 +27,24 @@ def small(root, **changes):
     return config.to_dict()
 
 
+def test_a_cell_that_another_grid_has_finished_is_copied(tmp_path, phantom_root):
+    first, second = tmp_path / "first", tmp_path / "second"
+    change = {"fields": "siren,finer", "strategies": "finetune"}
+    assert grid.run_grid(small(phantom_root, **change), first, QUIET)
+    change |= {"overrides": "finer:learning_rate=0.02"}
+    assert grid.run_grid(small(phantom_root, **change), second, QUIET, [tmp_path / "none", first])
+    siren, finer = (f"cells/domain_expansion-{f}-finetune-seed0" for f in ("siren", "finer"))
+    for file in (first / siren).glob("checkpoints/**/*"):
+        copy = second / siren / file.relative_to(first / siren)
+        assert copy.is_dir() or (copy.read_bytes() == file.read_bytes() and not copy.samefile(file))
+    learned = "task 4 of 4 (frame 4) learned"
+    for folder, times in ((siren, 1), (finer, 1)):
+        assert (second / folder / "train.log").read_text().count(learned) == times
+    assert "4 of 4 tasks were learned before" in (second / siren / "train.log").read_text()
+    assert "were learned before" not in (second / finer / "train.log").read_text()
+    assert {path.name for path in (second / "cells").iterdir()} == {siren[6:], finer[6:]}
+
+
 def test_the_papers_cells_are_the_configs_of_ordinary_runs(tmp_path):
     cells = grid.make_cells(paper_config.get_config().to_dict(), tmp_path)
     assert len(cells) == 2 * 4 * 2

@@ -3,8 +3,9 @@
 import fnmatch
 import itertools
 import logging
+import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from experiments.launch.console import ProgressBar, claims_table, log_to_screen
 from nfcl_jax import strategies
 from nfcl_jax.checkpoints import num_learned
-from nfcl_jax.config import check_config, make_config, split_words
+from nfcl_jax.config import check_config, make_config, read_config, split_words
 from nfcl_jax.data.cohorts import Cohort
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fields import FIELDS
@@ -24,6 +25,7 @@ from nfcl_jax.run_folder import describe_scans, refuse_another_run
 from nfcl_jax.runner import Caller, log, phantom_root, planned_work, read_data, run
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS
+from nfcl_jax.storage import LOCK, PART
 from nfcl_jax.strategies import STRATEGIES
 
 NUM_SHOWN = 3  # patients in the report's viewer, unless config.show names them
@@ -43,8 +45,16 @@ class Cell(NamedTuple):
     twin: str | None
 
 
-def run_grid(config: Mapping[str, Any], workdir: Path, console: Console) -> bool:
+def run_grid(
+    config: Mapping[str, Any], workdir: Path, console: Console, others: Sequence[Path] = ()
+) -> bool:
     """Runs the cells of the grid that are not done, and writes the report of all that are.
+
+    Args:
+      config: of the grid.
+      workdir: its folder.
+      console: where it is told.
+      others: folders of other grids, whose finished cells are taken where they are the same.
 
     Returns:
       Whether every cell was done; those that failed are told of at the end.
@@ -55,17 +65,17 @@ def run_grid(config: Mapping[str, Any], workdir: Path, console: Console) -> bool
     """
     cells = make_cells(config, workdir)
     with locked(workdir):
-        return _run_grid(config, cells, workdir, console)
+        return _run_grid(config, cells, workdir, console, others)
 
 
-def _run_grid(
-    config: Mapping[str, Any], cells: list[Cell], workdir: Path, console: Console
-) -> bool:
+def _run_grid(config, cells: list[Cell], workdir: Path, console: Console, others) -> bool:
     with log_to_screen(console):
         scenarios = dict.fromkeys(cell.config["scenario"] for cell in cells)
         cohort = read_data(config, scenarios, workdir)
     scans = cohort.scans
     shown = _shown(config, scans)
+    for name, other in take_finished(cells, workdir, others):
+        console.print(f"taken from {other}: {name}", markup=False)
     for cell in cells:
         records = describe_scans(scans[cell.config["scenario"]], cell.config, cohort.faults)
         refuse_another_run(cell.config, records, workdir / "cells" / cell.name)
@@ -117,6 +127,24 @@ def run_cells(
                 seconds = f"{time.monotonic() - started:.0f} s"
                 bar.bar.print(f"{title}: {seconds if sum(work[cell.name]) else 'done before'}")
     return failed
+
+
+def take_finished(
+    cells: Iterable[Cell], workdir: Path, others: Iterable[Path]
+) -> Iterator[tuple[str, Path]]:
+    """Copies cells that other grids have finished, with the very same config, to `workdir`; gives
+    their names, and whose they were. They share no file, which both would write to."""
+    unfinished = workdir / "cells" / PART
+    for cell, other in itertools.product(cells, others):
+        there, here = other / "cells" / cell.name, workdir / "cells" / cell.name
+        if here.exists() or not (there / "summary.csv").is_file():
+            continue
+        if read_config(there / "config.json") == cell.config:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.copytree(there, unfinished / cell.name, ignore=lambda *_: [LOCK])
+            (unfinished / cell.name).rename(here)
+            unfinished.rmdir()
+            yield cell.name, other
 
 
 def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
