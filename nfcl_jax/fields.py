@@ -182,20 +182,21 @@ class DINER(Field):
     An index outside the table gives NaN: there is nothing to look up between or beyond voxels.
     Steps over every voxel ask it at `knots` entries and interpolate, see `curve`; 0 asks it at all.
     The layers' `initialisation` is "torch", what PyTorch gives linear layers, or "lecun" with zero
-    biases.
+    biases. After "torch" all ReLUs die in some fits, unless the rate of Adam grows slowly at first.
     """
 
     rows: int = 0
     table_features: int = 1
     table_range: float = 1e-4
     knots: int = 1024
-    initialisation: str = "lecun"
+    initialisation: str = "torch"
     on_grid: ClassVar[bool] = True
     title: ClassVar[str] = "DINER"
     colour: ClassVar[str] = "#CC3311"
     marker: ClassVar[str] = "D"
     learning_rate: ClassVar[float] = 1e-2
     batch_size: ClassVar[int] = 0  # as its authors' code does; of 4,096 a row sees too few
+    warmup_steps: ClassVar[int] = 50
     checks: ClassVar[Mapping[str, Check]] = {
         "table_features": AT_LEAST_1,
         "table_range": POSITIVE,
