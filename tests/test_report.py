@@ -13,7 +13,7 @@ from nfcl_jax.records import Fit
 from nfcl_jax.report import figures, tables
 from nfcl_jax.report.report import write_report
 from nfcl_jax.report.results import Scores, finished_runs, load_results, per_patient
-from nfcl_jax.report.statistics import mean_interval, paired_test
+from nfcl_jax.report.statistics import mean_interval
 from nfcl_jax.storage import write_csv
 
 
@@ -49,6 +49,7 @@ def test_the_tables_can_be_recomputed_from_metrics_csv(made_up):
         assert float(row["std"]) == pytest.approx(np.std(patients, ddof=1))
         assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
         assert row["patients"] == row["scored"] == str(len(PATIENTS))
+    assert not {"p", "effect"} & set(rows[0])  # of so many tests some would be small by chance
     paired = [row for row in rows if row["table"] == "paired"]
     assert len(paired) == 4 * (4 * 2 + 2 + 4)
     for row in paired:
@@ -59,10 +60,6 @@ def test_the_tables_can_be_recomputed_from_metrics_csv(made_up):
         differences = np.round([kept[p] - lost[p] for p in kept], 9)
         low, high = mean_interval(differences)
         assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high))
-        p, effect = paired_test(differences)
-        assert (float(row["p"] or "nan"), float(row["effect"] or "nan")) == pytest.approx(
-            (p, effect), nan_ok=True
-        )
     continual = [row for row in rows if row["table"] == "continual" and row["metric"] == "psnr"]
     assert len(continual) == 4 * 2 * 2 * 4
     for row in continual:
@@ -100,6 +97,8 @@ def test_the_readable_tables_show_the_numbers_of_tables_csv(made_up):
     row = next(line for line in text.splitlines() if line.startswith("| SIREN | finetune |"))
     assert f"| {np.mean(list(ends.values())):.1f} ± " in row
     assert f" ± {np.std(list(ends.values()), ddof=1):.1f} [" in row and "0 of 5" in row
+    assert "Each interval stands alone: of 20, one is expected to miss its true mean." in text
+    assert "| field | strategy | score | difference | patients |" in text
 
 
 def drawn_means(axes):
