@@ -38,7 +38,7 @@ def real_report(runs):
 def test_the_report_has_everything(real_report):
     names = {path.name for path in (real_report / "figures").iterdir()}
     stems = (
-        "domain_expansion_first_against_last", "domain_expansion_task_matrix",
+        "domain_expansion_earlier_against_last", "domain_expansion_task_matrix",
         "signal_expansion_first_and_last",
         "reconstructions_patient001_cine_4", "reconstructions_patient001_ED_1",
     )  # fmt: skip
