@@ -121,7 +121,7 @@ def test_the_figures_show_the_numbers_of_metrics_csv(made_up):
         assert drawn_means(axes) == {
             (round(last, 6), round(np.mean(earlier), 6)) for *earlier, last in end.values()
         }
-        assert axes.get_ylabel().endswith(": mean of frame 1, frame 2, frame 3")
+        assert axes.get_ylabel().endswith(": mean of earlier tasks")
     wanted = (("psnr", "1"), ("ssim", "1"), ("dsc", "2"))
     for axes, (metric, task) in zip(
         figures.first_and_last(scores, "signal_expansion").axes, wanted, strict=True

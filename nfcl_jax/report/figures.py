@@ -39,8 +39,7 @@ def earlier_against_last(scores: Scores, scenario: str) -> Figure:
     """After the last task: each patient's mean score of all earlier tasks of the same head, over
     that of the last."""
     *before, last = SCENARIOS[scenario].tasks(1.0)
-    earlier = {n: task.name for n, task in enumerate(before, start=1) if task.head == last.head}
-    names = ("mean of " if len(earlier) > 1 else "") + ", ".join(earlier.values())
+    earlier = [n for n, task in enumerate(before, start=1) if task.head == last.head]
     metrics = metrics_of(last.head.kind, detail=False)
     fills = _fills(_strategies(scores, scenario))
     with mpl.rc_context(STYLE):
@@ -59,7 +58,7 @@ def earlier_against_last(scores: Scores, scenario: str) -> Figure:
             axes.plot([low, high], [low, high], color="#999999", linewidth=1, zorder=0)
             axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
             axes.set_xlabel(f"{_axis_title(metric)}: {last.name}")
-            axes.set_ylabel(f"{_axis_title(metric)}: {names}")
+            axes.set_ylabel(f"{_axis_title(metric)}: mean of earlier tasks")
             _along_diagonal(axes, low, high, "as good as the last")
         _legend(figure, scores, scenario)
     return figure

@@ -139,7 +139,7 @@ def _figures(
         if first != last and first.head == last.head:
             yield (
                 f"{name}_earlier_against_last",
-                f"{what}, after {last.name} was learned: those before it against {last.name}.",
+                f"{what}, after {last.name} was learned: the mean of all earlier tasks against it.",
                 figures.earlier_against_last(scores, name),
             )
             yield (
