@@ -57,5 +57,5 @@ def test_the_table_has_the_verdict_of_each_claim_and_what_decides_it(tmp_path):
     assert head == ["choice", *(f"C{i}" for i in range(1, 11))]
     assert shipped == ["as_shipped", *["holds"] * 9, "not tested"]
     assert other == ["worse", *["holds"] * 6, "does not hold", "holds", "holds", "not tested"]
-    assert "| worse | does not hold | finer: DSC, distillation | 0.7" in text
+    assert "| worse | does not hold | FINER: DSC, distilled | 0.7" in text
     assert set(json.loads((tmp_path / "study.json").read_text())) == {"as_shipped", "worse"}
