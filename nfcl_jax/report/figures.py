@@ -31,6 +31,7 @@ STYLE = {
     "grid.color": "#e4e4e4",
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name with $ is no formula
     "svg.hashsalt": "nfcl_jax",  # the same figure is the same file
 }
 

@@ -237,5 +237,7 @@ def _readable_continual(continual: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(frame: pd.DataFrame) -> str:
     """A data frame of strings as a Markdown table."""
-    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).values.tolist()]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    rows = frame.astype(str).values.tolist()
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *rows]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
