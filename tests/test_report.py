@@ -5,7 +5,6 @@ import shutil
 from collections import defaultdict
 
 import numpy as np
-import pandas as pd
 import pytest
 from made_up import FIELDS, METRICS, PATIENTS, STRATEGIES, read_csv, write_grid, write_run
 
@@ -100,11 +99,6 @@ def test_the_readable_tables_show_the_numbers_of_tables_csv(made_up):
     assert f" ± {np.std(list(ends.values()), ddof=1):.1f} [" in row and "0 of 5" in row
     assert "Each interval stands alone: of 20, one is expected to miss its true mean." in text
     assert "| field | strategy | score | difference | patients |" in text
-
-
-def test_a_bar_in_a_name_makes_no_column():
-    text = tables.markdown(pd.DataFrame({"strategy": ["a|b"]}))
-    assert text.splitlines() == ["| strategy |", "| --- |", r"| a\|b |"]
 
 
 def drawn_means(axes):
