@@ -91,9 +91,9 @@ def metric_title(name: str) -> str:
 
 
 def format_number(metric: str, value: float) -> str:
-    """With the metric's decimals: one of a PSNR, two of others."""
+    """With the metric's decimals, one of a PSNR, two of others; zero has no sign."""
     decimals = METRICS[metric].decimals if metric in METRICS else 2
-    return f"{value:.{decimals}f}"
+    return f"{value:z.{decimals}f}"
 
 
 def format_score(metric: str, mean: float, std: float) -> str:

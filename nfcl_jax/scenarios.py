@@ -72,7 +72,7 @@ class Scenario(NamedTuple):
       images: those of a patient that it is fitted to, each on its own: "cine", or "ED" and "ES".
       tasks: Huber's delta -> the tasks.
       meanwhile, forgotten: two phrases for the report's first sentence, such as "Learning the mask"
-        and "the image".
+        and "the image"; the second stands for all tasks but the last.
       strategies: by a strategy's name, its constants that have another default here.
     """
 
@@ -113,8 +113,8 @@ SCENARIOS: dict[str, Scenario] = {
         "Domain expansion: four frames, one after the other",
         ("cine",),
         functools.partial(frame_by_frame, 4),  # at t = -1, -1/3, 1/3 and 1
-        "Learning three more frames",
-        "the first",
+        "Learning four frames in turn",
+        "the earlier ones on average",
     ),
     "signal_expansion": Scenario(
         "Signal expansion: an image, then its mask",

@@ -9,6 +9,7 @@ from made_up import COHORT, write_grid
 from nfcl_jax.report import claims
 from nfcl_jax.report.report import write_report
 from nfcl_jax.report.results import Scores, finished_runs, load_results, per_patient
+from nfcl_jax.report.verdicts import shown
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,28 @@ def test_claims_json_has_the_promised_form(made_up):
         assert {"id", "claim", "inequality", "values", "patients", "verdict"} <= set(claim)
         assert claim["verdict"] in ("holds", "does not hold", "undecided", "not tested")
         assert claim["patients"] == (0 if claim["id"] == "C10" else len(COHORT))
+
+
+def test_a_psnr_is_in_db_and_nothing_else_is(made_up):
+    for claim in judged(made_up).values():
+        for value in claim["values"]:
+            assert value["unit"] == ("dB" if "PSNR" in value["text"] else ""), value["text"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "unit", "words"),
+    [
+        ((6.294, 5.6, 6.98), "dB", "6.29 dB [5.60, 6.98]"),
+        ((0.0024, -0.018, 0.023), "", "0.0024 [-0.0180, 0.0230]"),
+        ((-0.0000123, -0.00002, 0.0), "", "0.0000 [0.0000, 0.0000]"),
+        ((0.5, None, None), "", "0.50"),
+        ((None, None, None), "dB", "-"),
+    ],
+)
+def test_a_number_is_shown_with_its_unit_and_as_many_decimals_as_it_needs(numbers, unit, words):
+    value = dict(zip(("mean", "low", "high"), numbers, strict=True))
+    value |= {"unit": unit, "sense": "<", "limit": 3.0}
+    assert shown(value) == (words, "< 3 dB" if unit else "< 3")
 
 
 def test_one_patient_decides_nothing(tmp_path):

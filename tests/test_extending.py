@@ -86,7 +86,7 @@ def test_a_grid_and_its_report_have_them_by_their_titles(folder):
     assert "## Five frames, one after the other" in text
     for words in ("frame 5 at the end, correlation", "| Gauss | replay, keep 64 |"):
         assert words in text
-    assert "Learning four more frames, " in html
+    assert "Learning five frames in turn, " in html
     claims = json.loads((folder / "runs/grid/claims.json").read_text())
     assert {claim["verdict"] for claim in claims} == {"not tested"}
     # Without the file it is said what is missing.

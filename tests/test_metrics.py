@@ -98,3 +98,8 @@ def test_a_mask_whose_logits_vary_together_has_collapsed():
     scan, mask = make_scan("ED"), image_then_mask()[1]
     outputs = np.repeat(RNG.normal(size=(*SHAPE, 1)), 5, axis=-1)
     assert metrics.has_collapsed(mask, scan, outputs)
+
+
+def test_a_number_that_rounds_to_zero_has_no_sign():
+    assert metrics.format_number("psnr", -0.04) == "0.0"
+    assert metrics.format_number("ssim", np.float64(-0.006)) == "-0.01"

@@ -13,7 +13,7 @@ from nfcl_jax.records import Fit
 from nfcl_jax.report import figures, tables
 from nfcl_jax.report.report import write_report
 from nfcl_jax.report.results import Scores, finished_runs, load_results, per_patient
-from nfcl_jax.report.statistics import mean_interval, paired_test
+from nfcl_jax.report.statistics import mean_interval
 from nfcl_jax.storage import write_csv
 
 
@@ -49,6 +49,7 @@ def test_the_tables_can_be_recomputed_from_metrics_csv(made_up):
         assert float(row["std"]) == pytest.approx(np.std(patients, ddof=1))
         assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
         assert row["patients"] == row["scored"] == str(len(PATIENTS))
+    assert not {"p", "effect"} & set(rows[0])  # of so many tests some would be small by chance
     paired = [row for row in rows if row["table"] == "paired"]
     assert len(paired) == 4 * (4 * 2 + 2 + 4)
     for row in paired:
@@ -59,10 +60,6 @@ def test_the_tables_can_be_recomputed_from_metrics_csv(made_up):
         differences = np.round([kept[p] - lost[p] for p in kept], 9)
         low, high = mean_interval(differences)
         assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high))
-        p, effect = paired_test(differences)
-        assert (float(row["p"] or "nan"), float(row["effect"] or "nan")) == pytest.approx(
-            (p, effect), nan_ok=True
-        )
     continual = [row for row in rows if row["table"] == "continual" and row["metric"] == "psnr"]
     assert len(continual) == 4 * 2 * 2 * 4
     for row in continual:
@@ -100,6 +97,8 @@ def test_the_readable_tables_show_the_numbers_of_tables_csv(made_up):
     row = next(line for line in text.splitlines() if line.startswith("| SIREN | finetune |"))
     assert f"| {np.mean(list(ends.values())):.1f} ± " in row
     assert f" ± {np.std(list(ends.values()), ddof=1):.1f} [" in row and "0 of 5" in row
+    assert "Each interval stands alone: of 20, one is expected to miss its true mean." in text
+    assert "| field | strategy | score | difference | patients |" in text
 
 
 def drawn_means(axes):
@@ -112,16 +111,17 @@ def test_the_figures_show_the_numbers_of_metrics_csv(made_up):
     expected = {k: np.mean(list(v.values())) for k, v in recomputed(made_up).items()}
     scores = Scores(per_patient(load_results(finished_runs(made_up.glob("cells/*")))))
     for axes, metric in zip(
-        figures.first_against_last(scores, "domain_expansion").axes, METRICS["image"], strict=True
+        figures.earlier_against_last(scores, "domain_expansion").axes, METRICS["image"], strict=True
     ):
-        assert drawn_means(axes) == {
-            tuple(
-                round(expected["domain_expansion", f, s, "4", frame, metric], 6)
-                for frame in ("4", "1")
-            )
+        end = {
+            (f, s): [expected["domain_expansion", f, s, "4", frame, metric] for frame in "1234"]
             for f in FIELDS
             for s in STRATEGIES
         }
+        assert drawn_means(axes) == {
+            (round(last, 6), round(np.mean(earlier), 6)) for *earlier, last in end.values()
+        }
+        assert axes.get_ylabel().endswith(": mean of earlier tasks")
     wanted = (("psnr", "1"), ("ssim", "1"), ("dsc", "2"))
     for axes, (metric, task) in zip(
         figures.first_and_last(scores, "signal_expansion").axes, wanted, strict=True
@@ -137,6 +137,27 @@ def test_the_figures_show_the_numbers_of_metrics_csv(made_up):
         f"{value:.1f}" for key, value in expected.items() if key[0] == "domain_expansion"
         and key[-1] == "psnr"
     )  # fmt: skip
+
+
+def test_the_first_sentence_is_of_all_earlier_frames_and_names_who_gains_nothing(tmp_path):
+    """Of the first frame alone distilled DINER loses nothing."""
+    ends = {"pe_relu": 28, "siren": 20, "finer": 21, "diner": 37}
+
+    def change(scenario, field, strategy, patient, trained, evaluated, metric):
+        if (scenario, metric) != ("domain_expansion", "psnr"):
+            return None
+        if trained == evaluated:
+            return 40.0 if field == "diner" else 30.0
+        if strategy == "finetune":
+            return float(ends[field])
+        return 40.0 - 6 * (evaluated > 1) if field == "diner" else 29.0
+
+    write_grid(tmp_path, change=change)
+    write_report(tmp_path)
+    assert (
+        "Learning four frames in turn, FINER lost 9.0 dB of the earlier ones on average; with "
+        "distillation it lost 1.0 dB. DINER lost no less with it. Learning the mask, "
+    ) in (tmp_path / "report.html").read_text()
 
 
 def test_failed_fits_are_counted_and_the_means_are_given_without_them(tmp_path):
@@ -191,7 +212,7 @@ def test_runs_that_differ_in_a_strategys_constants_are_told_apart(tmp_path):
     write_report(tmp_path)
     text = (tmp_path / "tables.md").read_text()
     assert "| SIREN | distillation, weight 0.1 |" in text
-    svg = (tmp_path / "figures/domain_expansion_first_against_last.svg").read_text()
+    svg = (tmp_path / "figures/domain_expansion_earlier_against_last.svg").read_text()
     assert "distilled, weight 0.1" in svg
     for name in "ab":
         (tmp_path / f"cells/{name}/summary.csv").unlink()

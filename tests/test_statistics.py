@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 
 from nfcl_jax.report import statistics
+from nfcl_jax.report.caveats import FEW_PATIENTS
 from nfcl_jax.report.statistics import SUMMARIES
 
 NAN = np.nan
@@ -74,14 +75,11 @@ def test_no_interval_where_there_is_none(values):
     assert np.isnan(statistics.mean_interval(np.array(values))).all()
 
 
-def test_the_paired_test_by_hand_and_by_scipy():
-    differences = np.array([3.0, -1.0, 2.0, 0.0, 5.0, np.nan])
-    test = statistics.paired_test(differences)
-    assert test.effect == ((3 + 2 + 4) - 1) / (1 + 2 + 3 + 4)
-    assert test.p == stats.wilcoxon([3.0, -1.0, 2.0, 5.0]).pvalue
-    assert statistics.paired_test(np.arange(1.0, 8)).effect == 1
-    assert statistics.paired_test(np.arange(1.0, 8)).p == pytest.approx(2.0**-6)
-    assert np.isnan(statistics.paired_test(np.zeros(3))).all()
+@pytest.mark.parametrize("patients", [FEW_PATIENTS - 1, FEW_PATIENTS])
+def test_few_patients_are_those_whose_interval_reaches_a_deviation(patients):
+    values = np.random.default_rng(2).normal(size=patients)
+    low, high = statistics.mean_interval(values)
+    assert ((high - low) / 2 > np.std(values, ddof=1)) == (patients < FEW_PATIENTS)
 
 
 def test_of_a_single_task_nothing_can_be_forgotten():

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from made_up import COHORT, write_grid
 
@@ -10,6 +11,7 @@ from experiments.launch.study import choices_of
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.report.report import write_report
 from nfcl_jax.report.study import write_study
+from nfcl_jax.report.tables import markdown
 
 
 def test_every_choice_is_a_grid_that_differs_in_what_it_says(tmp_path):
@@ -57,5 +59,10 @@ def test_the_table_has_the_verdict_of_each_claim_and_what_decides_it(tmp_path):
     assert head == ["choice", *(f"C{i}" for i in range(1, 11))]
     assert shipped == ["as_shipped", *["holds"] * 9, "not tested"]
     assert other == ["worse", *["holds"] * 6, "does not hold", "holds", "holds", "not tested"]
-    assert "| worse | does not hold | finer: DSC, distillation | 0.7" in text
+    assert "| worse | does not hold | FINER: DSC, distilled | 0.7" in text
     assert set(json.loads((tmp_path / "study.json").read_text())) == {"as_shipped", "worse"}
+
+
+def test_a_bar_in_a_name_makes_no_column():
+    text = markdown(pd.DataFrame({"strategy": ["a|b"]}))
+    assert text.splitlines() == ["| strategy |", "| --- |", r"| a\|b |"]

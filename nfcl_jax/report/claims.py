@@ -9,9 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from nfcl_jax.fields import field_title
 from nfcl_jax.report.results import BASELINE, Scores
 from nfcl_jax.report.verdicts import Claim, Inequality, above, below, verdict
+from nfcl_jax.strategies import strategy_title
 
+DB = "dB"
 SUBSTANTIAL = 3.0  # dB of PSNR: twice or half the mean squared error
 SAME = 1.0  # dB: "near", "without harming"
 SAME_SSIM = 0.02
@@ -62,38 +65,40 @@ def gain(scores, scenario, field, metric="psnr"):
 
 
 def diner_above_all(what: str, score: Callable[[str], pd.Series]) -> Iterable[Inequality]:
-    """DINER has more than every other field; `score` is that of a field."""
+    """DINER has more PSNR than every other field; `score` is that of a field."""
     for f in OTHERS:
-        yield above(f"diner - {f}: {what}", score("diner") - score(f), 0.0)
+        yield above(f"DINER - {field_title(f)}: {what}", score("diner") - score(f), 0.0, DB)
 
 
 def c1(scores):
+    what = "last - first frame"
     for f in ("siren", "finer", "diner"):
-        yield above(f"{f}: PSNR, last - first frame", gap(scores, f, "psnr"), SUBSTANTIAL)
-    yield below("pe_relu: PSNR, last - first frame", gap(scores, "pe_relu", "psnr"), SAME)
+        behind = gap(scores, f, "psnr")
+        yield above(f"{field_title(f)}: PSNR, {what}", behind, SUBSTANTIAL, DB)
+    yield below(f"PE-ReLU: PSNR, {what}", gap(scores, "pe_relu", "psnr"), SAME, DB)
     for f in ("siren", "finer"):
         for g in ("pe_relu", "diner"):
             more = gap(scores, f, "ssim") - gap(scores, g, "ssim")
-            yield above(f"{f} - {g}: SSIM, last - first frame", more, 0.0)
+            yield above(f"{field_title(f)} - {field_title(g)}: SSIM, {what}", more, 0.0)
 
 
 def c2(scores):
     psnr, ssim = (lost(scores, DOMAIN, "diner", metric) for metric in ("psnr", "ssim"))
-    yield above("diner: PSNR lost on the first frame", psnr, SUBSTANTIAL)
-    yield below("diner: SSIM lost on the first frame", ssim, KEPT_SSIM)
+    yield above("DINER: PSNR lost on the first frame", psnr, SUBSTANTIAL, DB)
+    yield below("DINER: SSIM lost on the first frame", ssim, KEPT_SSIM)
     kept = first_at_end(scores, DOMAIN, "diner", BASELINE, "ssim")
-    yield above("diner: SSIM of the first frame", kept, HIGH_SSIM)
+    yield above("DINER: SSIM of the first frame", kept, HIGH_SSIM)
 
 
 def c3(scores):
     for f in FIELDS:
-        for metric, slack in (("psnr", SAME), ("ssim", SAME_SSIM)):
-            name = metric.upper()
+        for metric, slack, unit in (("psnr", SAME, DB), ("ssim", SAME_SSIM, "")):
+            name = f"{field_title(f)}: {metric.upper()}"
             gained = gain(scores, DOMAIN, f, metric)
-            yield above(f"{f}: {name} gained on the first frame", gained, 0.0)
+            yield above(f"{name} gained on the first frame", gained, 0.0, unit)
             distilled = last_at_end(scores, DOMAIN, f, DISTILLATION, metric)
             harm = last_at_end(scores, DOMAIN, f, BASELINE, metric) - distilled
-            yield below(f"{f}: {name} lost on the last frame", harm, slack)
+            yield below(f"{name} lost on the last frame", harm, slack, unit)
 
 
 def c4(scores):
@@ -101,19 +106,21 @@ def c4(scores):
     yield from diner_above_all(what, lambda f: gain(scores, DOMAIN, f))
     for f in ("siren", "finer"):
         more = gain(scores, DOMAIN, f) - gain(scores, DOMAIN, "pe_relu")
-        yield above(f"{f} - pe_relu: {what}", more, 0.0)
+        yield above(f"{field_title(f)} - PE-ReLU: {what}", more, 0.0, DB)
 
 
 def c5(scores):
     for f in FIELDS:
-        yield above(f"{f}: PSNR lost on the image", lost(scores, SIGNAL, f), FAILED)
+        image = lost(scores, SIGNAL, f)
+        yield above(f"{field_title(f)}: PSNR lost on the image", image, FAILED, DB)
 
 
 def c6(scores):
     for f in FIELDS:
-        yield above(f"{f}: PSNR gained on the image", gain(scores, SIGNAL, f), SUBSTANTIAL)
+        image = gain(scores, SIGNAL, f)
+        yield above(f"{field_title(f)}: PSNR gained on the image", image, SUBSTANTIAL, DB)
     yield from diner_above_all(
-        "PSNR of the image with distillation",
+        "PSNR of the image, distilled",
         lambda f: first_at_end(scores, SIGNAL, f, DISTILLATION),
     )
 
@@ -122,7 +129,7 @@ def c7(scores):
     for f in FIELDS:
         for strategy in (BASELINE, DISTILLATION):
             dsc = last_at_end(scores, SIGNAL, f, strategy, "dsc")
-            yield above(f"{f}: DSC, {strategy}", dsc, LEARNED_DSC)
+            yield above(f"{field_title(f)}: DSC, {strategy_title(strategy)}", dsc, LEARNED_DSC)
 
 
 def c8(scores):
@@ -130,30 +137,30 @@ def c8(scores):
     distilled = last_at_end(scores, SIGNAL, "diner", DISTILLATION, "dsc")
     for f in OTHERS:
         more = last_at_end(scores, SIGNAL, f, BASELINE, "dsc") - tuned
-        yield above(f"{f} - diner: DSC, finetune", more, 0.0)
+        yield above(f"{field_title(f)} - DINER: DSC, fine-tuned", more, 0.0)
     failed, still = (
         (scores.get(SIGNAL, "diner", s, 0, 0, "dsc", "worst") < FAILED_DSC).astype(float)
         for s in (BASELINE, DISTILLATION)
     )
-    yield above("diner: share of patients failed on, finetune", failed, 0.0, share=True)
-    yield below("diner: share of patients failed on, finetune", failed, MOST, share=True)
-    yield above("diner: the same, finetune - distillation", failed - still, 0.0)
-    yield above("diner: DSC, distillation - finetune", distilled - tuned, 0.0)
+    what = "DINER: share of patients failed on"
+    yield above(f"{what}, fine-tuned", failed, 0.0, share=True)
+    yield below(f"{what}, fine-tuned", failed, MOST, share=True)
+    yield above(f"{what}, fine-tuned - distilled", failed - still, 0.0)
+    yield above("DINER: DSC, distilled - fine-tuned", distilled - tuned, 0.0)
 
 
 def c9(scores):
     for scenario, what, score in (
-        (DOMAIN, "last frame", last_at_end),
-        (SIGNAL, "image before the mask", first_when_learned),
+        (DOMAIN, "PSNR of the last frame", last_at_end),
+        (SIGNAL, "PSNR of the image before the mask", first_when_learned),
     ):
         poor = score(scores, scenario, "pe_relu", BASELINE)
-        yield below(f"pe_relu: PSNR of the {what}", poor, HIGH_QUALITY)
+        yield below(f"PE-ReLU: {what}", poor, HIGH_QUALITY, DB)
         for f in ("siren", "finer"):
             better = score(scores, scenario, f, BASELINE) - poor
-            yield above(f"{f} - pe_relu: PSNR of the {what}", better, 0.0)
+            yield above(f"{field_title(f)} - PE-ReLU: {what}", better, 0.0, DB)
         yield from diner_above_all(
-            f"PSNR of the {what}",
-            lambda f, score=score, scenario=scenario: score(scores, scenario, f, BASELINE),
+            what, lambda f, score=score, scenario=scenario: score(scores, scenario, f, BASELINE)
         )
 
 
@@ -161,7 +168,8 @@ def c10(scores):
     for f in FIELDS:
         kept = first_at_end(scores, DOMAIN, f, "ewc")
         gained = kept - first_at_end(scores, DOMAIN, f, BASELINE)
-        yield below(f"{f}: PSNR that EWC adds to the first frame", gained, SUBSTANTIAL)
+        what = f"{field_title(f)}: PSNR that EWC adds to the first frame"
+        yield below(what, gained, SUBSTANTIAL, DB)
 
 
 CLAIMS = (

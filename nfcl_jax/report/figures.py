@@ -31,15 +31,17 @@ STYLE = {
     "grid.color": "#e4e4e4",
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name with $ is no formula
     "svg.hashsalt": "nfcl_jax",  # the same figure is the same file
 }
 
 
-def first_against_last(scores: Scores, scenario: str) -> Figure:
-    """After the last task: the scores of the first task over those of the last, which has the same
-    kind of head."""
-    first, last = SCENARIOS[scenario].ends
-    metrics = metrics_of(first.head.kind, detail=False)
+def earlier_against_last(scores: Scores, scenario: str) -> Figure:
+    """After the last task: each patient's mean score of all earlier tasks of the same head, over
+    that of the last."""
+    *before, last = SCENARIOS[scenario].tasks(1.0)
+    earlier = [n for n, task in enumerate(before, start=1) if task.head == last.head]
+    metrics = metrics_of(last.head.kind, detail=False)
     fills = _fills(_strategies(scores, scenario))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.8 * len(metrics), 4.1), layout="constrained")
@@ -48,14 +50,16 @@ def first_against_last(scores: Scores, scenario: str) -> Figure:
             ends = []
             for field, strategy in scores.of(scenario):
                 key = scenario, field, strategy, 0
-                x, y = (scores.seen(*key, task, metric).dropna() for task in (0, 1))
+                x = scores.seen(*key, 0, metric).dropna()
+                each = [scores.seen(*key, task, metric) for task in earlier]
+                y = pd.concat(each, axis=1).mean(axis=1, skipna=False).dropna()
                 _cross(axes, x, y, _marker(field, fills[strategy]))
                 ends += [*x, *y]
             low, high = _limits(ends)
             axes.plot([low, high], [low, high], color="#999999", linewidth=1, zorder=0)
             axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
             axes.set_xlabel(f"{_axis_title(metric)}: {last.name}")
-            axes.set_ylabel(f"{_axis_title(metric)}: {first.name}")
+            axes.set_ylabel(f"{_axis_title(metric)}: mean of earlier tasks")
             _along_diagonal(axes, low, high, "as good as the last")
         _legend(figure, scores, scenario)
     return figure

@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from nfcl_jax.errors import ReportError
-from nfcl_jax.fields import FIELDS, field_title
 from nfcl_jax.report import figures, page, panels, tables
 from nfcl_jax.report.caveats import caveats
 from nfcl_jax.report.claims import judge
@@ -21,12 +20,13 @@ from nfcl_jax.report.results import (
     per_patient,
 )
 from nfcl_jax.report.shown import load_shown, runs_of_scan
+from nfcl_jax.report.verdicts import shown
 from nfcl_jax.report.viewer import make_viewer
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.storage import write_file
 
-FIGURES = ("*first_against_last", "*first_and_last", "*task_matrix", "reconstructions_*")
+FIGURES = ("*_against_last", "*first_and_last", "*task_matrix", "reconstructions_*")
 
 
 def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, Any]]:
@@ -68,18 +68,17 @@ def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, An
     write_file(workdir / "tables.md", _markdown(readable, claims, notes))
     drawn = _figures(runs, results, scores, one_patient)
     html = page.render_page(
-        answer=page.answer(scores, claims),
+        answer=page.answer(numbers["continual"], claims),
         num_patients=results["patient"].nunique(),
         num_runs=len(runs),
         settings_line=_settings_line(runs),
         caveats=notes,
         claims=claims,
-        number=_number,
+        shown=shown,
         figures=_write_figures(workdir / "figures", drawn),
         viewer=make_viewer(runs, scans, results) if scans else None,
         tables=readable,
         settings=page.settings_table(runs),
-        field_titles={name: field_title(name) for name in FIELDS},
     )
     write_file(workdir / "report.html", html)
     return claims
@@ -106,16 +105,12 @@ def _long(numbers: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _settings_line(runs: Sequence[FinishedRun]) -> str:
-    """Such as "num steps 500; batch size 4096"."""
-    parts = []
-    for name in ("num_steps", "batch_size"):
-        values = dict.fromkeys(str(run.config[name]) for run in runs)
-        parts.append(f"{name.replace('_', ' ')} {', '.join(values)}")
-    return "; ".join(parts)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    """Such as "500 steps per task, 4096 or all points per step"."""
+    steps, points = (
+        " or ".join(dict.fromkeys(str(run.config[name] or "all") for run in runs))
+        for name in ("num_steps", "batch_size")
+    )
+    return f"{steps} steps per task, {points} points per step"
 
 
 def _markdown(readable, claims, notes: Sequence[str]) -> str:
@@ -136,12 +131,11 @@ def _figures(
     for name in [name for name in SCENARIOS if scores.of(name)]:
         what, *_ = SCENARIOS[name].title.split(":")
         first, last = SCENARIOS[name].ends
-        if first.head == last.head:
+        if first != last and first.head == last.head:
             yield (
-                f"{name}_first_against_last",
-                f"{what}, after {last.name} was learned: {first.name} against {last.name}. On the "
-                "line nothing is forgotten.",
-                figures.first_against_last(scores, name),
+                f"{name}_earlier_against_last",
+                f"{what}, after {last.name} was learned: the mean of all earlier tasks against it.",
+                figures.earlier_against_last(scores, name),
             )
             yield (
                 f"{name}_task_matrix",
@@ -156,13 +150,14 @@ def _figures(
                 figures.first_and_last(scores, name),
             )
     for scenario in SCENARIOS.values():
+        first, last = scenario.ends
         for scan in [scan for scan in scans if scan.image == scenario.images[0]]:
             able = [run for run in runs_of_scan(runs, scan)[0] if run.scenario == scenario]
             if able and (drawn := panels.reconstructions(able, scan, results)):
                 yield (
                     f"reconstructions_{scan.patient}_{scan.image}_{scan.num_frames}",
                     f"{scan.patient}, {scan.image}, in the middle slice: what is left of "
-                    f"{scenario.ends[0].name} at the end.",
+                    f"{'' if first.head == last.head else 'the '}{first.name} at the end.",
                     drawn,
                 )
 

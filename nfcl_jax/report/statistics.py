@@ -18,13 +18,6 @@ class Interval(NamedTuple):
     high: float
 
 
-class PairedTest(NamedTuple):
-    """See `paired_test`."""
-
-    p: float
-    effect: float
-
-
 def average_forgetting(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
     """Mean over tasks e < S of max over e <= s < S of R[s, e], minus R[S, e]: what was lost since
     the best time (Chaudhry et al., ECCV 2018)."""
@@ -95,20 +88,3 @@ def _half_width(deviation: float, patients: int) -> float:
     from scipy import special
 
     return float(special.stdtrit(patients - 1, 0.975)) * deviation / patients**0.5
-
-
-def paired_test(differences: Float[np.ndarray, " patients"]) -> PairedTest:
-    """Wilcoxon's signed-rank test of paired differences (1945), two-sided, zeros left out.
-
-    With n patients p cannot be below 2^(1 - n). The effect is the matched-pairs rank-biserial
-    correlation (Kerby, 2014), (W+ - W-) / (W+ + W-): the ranks of the positive differences less
-    those of the negative, from -1 to 1. NaN if no difference is left.
-    """
-    from scipy import stats  # slow to import, and only a report needs it
-
-    values = differences[np.isfinite(differences) & (differences != 0)]
-    if not values.size:
-        return PairedTest(float("nan"), float("nan"))
-    ranks = stats.rankdata(np.abs(values))
-    effect = float(np.sum(ranks * np.sign(values)) / np.sum(ranks))
-    return PairedTest(float(stats.wilcoxon(values).pvalue), effect)

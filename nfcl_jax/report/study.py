@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from nfcl_jax.report.tables import markdown
+from nfcl_jax.report.verdicts import shown
 from nfcl_jax.storage import write_file
 
 
@@ -42,13 +43,7 @@ def decisive(name: str, claim: dict[str, Any]) -> dict[str, str]:
     values = [v for v in claim["values"] if v["verdict"] == claim["verdict"]]
     worst = min(values, key=_margin)
     row = {"choice": name, "verdict": claim["verdict"], "decided by": worst["text"]}
-    if worst["mean"] is None:
-        return row | {"mean": "", "must be": ""}
-    interval = "" if worst["low"] is None else f" [{worst['low']:.3g}, {worst['high']:.3g}]"
-    return row | {
-        "mean": f"{worst['mean']:.3g}{interval}",
-        "must be": f"{worst['sense']} {worst['limit']:g}",
-    }
+    return row | dict(zip(("mean", "must be"), shown(worst), strict=True))
 
 
 def _margin(value: dict[str, Any]) -> float:

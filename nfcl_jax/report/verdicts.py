@@ -7,7 +7,7 @@ and does not if one does not. It is not tested if a score that it needs is missi
 patient too, such as one whose fit diverged.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,13 +23,14 @@ from nfcl_jax.report.statistics import (
 
 
 class Inequality(NamedTuple):
-    """The mean of `values`, one per patient, is above (">") or below ("<") `limit`; `share` if they
-    are 1 for the patients of whom something is true, and 0 for the others."""
+    """The mean of `values`, one per patient, is above (">") or below ("<") `limit`, both in `unit`;
+    `share` if they are 1 for the patients of whom something is true, and 0 for the others."""
 
     text: str
     values: pd.Series
     sense: str
     limit: float
+    unit: str = ""
     share: bool = False
 
 
@@ -42,12 +43,12 @@ class Claim(NamedTuple):
     inequalities: Callable[[Scores], Iterable[Inequality]]
 
 
-def above(text: str, values: pd.Series, limit: float, share: bool = False) -> Inequality:
-    return Inequality(text, values, ">", limit, share)
+def above(text: str, values: pd.Series, limit: float, unit="", share=False) -> Inequality:
+    return Inequality(text, values, ">", limit, unit, share)
 
 
-def below(text: str, values: pd.Series, limit: float, share: bool = False) -> Inequality:
-    return Inequality(text, values, "<", limit, share)
+def below(text: str, values: pd.Series, limit: float, unit="", share=False) -> Inequality:
+    return Inequality(text, values, "<", limit, unit, share)
 
 
 def verdict(claim: Claim, scores: Scores) -> dict[str, Any]:
@@ -55,11 +56,11 @@ def verdict(claim: Claim, scores: Scores) -> dict[str, Any]:
 
     Returns:
       `id`, `claim`, `inequality` (in words), `values` (a list of the inequalities: `text`, `mean`
-      over patients, `low` and `high` of its 95% interval, `sense`, `limit`, `patients`, `missing`
-      (patients without the score), `verdict` and, where it is undecided, `needed`: how many
-      patients would decide it, at this mean and spread, or None), `patients` (the fewest of them),
-      `verdict` ("holds", "does not hold", "undecided" or "not tested"), `needed` (the most of them)
-      and `why`.
+      over patients, `low` and `high` of its 95% interval, `sense`, `limit`, `unit` ("dB" or ""),
+      `patients`, `missing` (patients without the score), `verdict` and, where it is undecided,
+      `needed`: how many patients would decide it, at this mean and spread, or None), `patients`
+      (the fewest of them), `verdict` ("holds", "does not hold", "undecided" or "not tested"),
+      `needed` (the most of them) and `why`.
     """
     values = [_evaluate(inequality) for inequality in claim.inequalities(scores)]
     by_verdict: dict[str, list[str]] = {}
@@ -110,11 +111,24 @@ def _evaluate(inequality: Inequality) -> dict[str, Any]:
         "high": number(interval.high),
         "sense": inequality.sense,
         "limit": inequality.limit,
+        "unit": inequality.unit,
         "patients": len(values),
         "missing": missing,
         "verdict": said,
         "needed": needed,
     }
+
+
+def shown(value: Mapping[str, Any]) -> tuple[str, str]:
+    """The mean with its interval and what it must be, of an inequality as claims.json holds it:
+    ("6.29 dB [5.60, 6.98]", "> 3 dB"), or "-" without a mean. Small numbers have more decimals."""
+    unit = f" {value['unit']}" if value.get("unit") else ""  # reports of earlier versions have none
+    must_be = f"{value['sense']} {value['limit']:g}{unit}"
+    numbers = [value[name] for name in ("mean", "low", "high") if value[name] is not None]
+    smallest = min((abs(x) for x in numbers if x), default=1.0)
+    decimals = 2 + (smallest < 0.1) + (smallest < 0.01)
+    mean, *ends = [f"{x:z.{decimals}f}" for x in numbers] or ["-"]
+    return mean + unit * bool(numbers) + (f" [{', '.join(ends)}]" if ends else ""), must_be
 
 
 def _beyond(interval: Interval, inequality: Inequality) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from nfcl_jax.fields import field_title
 from nfcl_jax.metrics import format_number, metric_title, metrics_of, truth
 from nfcl_jax.report.panels import CLASS_COLOURS, ERROR_LIMIT
 from nfcl_jax.report.results import FinishedRun
@@ -68,9 +69,11 @@ def make_viewer(
             "slices": [k + 1 for k in slices],
             "truth": _truth(able, scan, slices),
             "behind": _picture(scan.intensities[0][..., slices]),
-            "views": {_name(view): [_picture(view.values), _words(view)] for view in found},
+            "views": [[*_names(view), _picture(view.values), _words(view)] for view in found],
         }
-    data = {"scans": shown, "errorLimit": ERROR_LIMIT, "classColours": CLASS_COLOURS}
+    titles = {run.field: field_title(run.field) for run in runs}
+    data = {"scans": shown, "fieldTitles": titles}
+    data |= {"errorLimit": ERROR_LIMIT, "classColours": CLASS_COLOURS}
     # No "<" from a name or a label may end the page's script, or begin one.
     return Viewer(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"), notes)
 
@@ -97,9 +100,9 @@ def _truth(runs: Sequence[FinishedRun], scan: Scan, slices: Sequence[int]) -> di
     return {task.name: shown(task) for task in tasks}
 
 
-def _name(view: View) -> str:
-    """ "field|strategy|task learned|task looked at"."""
-    return "|".join([view.run.field, view.run.strategy, view.trained.name, view.task.name])
+def _names(view: View) -> tuple[str, str, str, str]:
+    """Field, strategy, task learned, task looked at."""
+    return view.run.field, view.run.strategy, view.trained.name, view.task.name
 
 
 def _words(view: View) -> str:
