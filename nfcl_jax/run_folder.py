@@ -3,15 +3,17 @@
 import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from nfcl_jax.config import INDIFFERENT, in_todays_terms, read_config, read_records, split_words
-from nfcl_jax.errors import ConfigError
+from nfcl_jax.errors import ConfigError, RunError
 from nfcl_jax.fields import create_field, init_params
+from nfcl_jax.metrics import metrics_of
 from nfcl_jax.params import num_parameters
 from nfcl_jax.records import Fit, Score
 from nfcl_jax.scan import Scan
@@ -110,21 +112,84 @@ def _differences(there, wanted, name: str) -> list[str]:
     return [] if there == wanted else [f"{name} = {there!r} instead of {wanted!r}"]
 
 
-def read_rows(workdir: Path, most: int) -> tuple[list[Score], list[Fit]]:
-    """What a run's folder holds of its first `most` tasks.
+def names_of(scan_records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Of the scans in patients.json, such as "patient001/cine"."""
+    return [f"{r['patient']}/{r['image']}" for r in scan_records if "left_out" not in r]
+
+
+def read_rows(
+    workdir: Path, config: Mapping[str, Any], scans: Iterable[str], most: int
+) -> tuple[list[Score], list[Fit]]:
+    """What a run's folder holds of its first `most` tasks: of each a fit of every scan, and its
+    scores on every task so far.
+
+    Args:
+      workdir: the run's folder.
+      config: of the run.
+      scans: their names, such as "patient001/cine".
+      most: tasks that are learned.
 
     Raises:
-      ConfigError: if they cannot be read, or a task has no rows.
+      RunError: if a file is missing, cannot be read, is another run's, or has other rows than
+        these.
     """
+    tasks, scans = SCENARIOS[config["scenario"]].tasks(1.0), list(scans)
+    numbers = range(1, most + 1)
+    scores, fits = _rows(workdir / "metrics.csv", Score), _rows(workdir / "fits.csv", Fit)
+    scores = [row for row in scores if row.trained_task <= most]
+    fits = [row for row in fits if row.task <= most]
+    labels = set(_rows(workdir / "metrics.csv", Label)) - {label_of(config)}
+    if labels:
+        raise RunError(
+            f"{workdir / 'metrics.csv'}: has rows of {', '.join(map(str, labels.pop()))}, the run "
+            f"is {', '.join(map(str, label_of(config)))}; a copy of its own file would be right."
+        )
+    # A metric that was added to the program, or is missing in it, is in all rows or in none.
+    metrics = {task.head.kind: metrics_of(task.head.kind)[:1] for task in tasks}
+    for row in scores:
+        if 1 <= row.evaluated_task <= len(tasks):
+            metrics[tasks[row.evaluated_task - 1].head.kind].append(row.metric)
+    _refuse_other_rows(
+        workdir / "metrics.csv",
+        [row[:-1] for row in scores],
+        [
+            (*name.split("/"), trained, evaluated, metric)
+            for trained in numbers
+            for name in scans
+            for evaluated in range(1, trained + 1)
+            for metric in dict.fromkeys(metrics[tasks[evaluated - 1].head.kind])
+        ],
+    )
+    of_fits = [(*name.split("/"), number) for number in numbers for name in scans]
+    _refuse_other_rows(workdir / "fits.csv", [row[:3] for row in fits], of_fits)
+    return scores, fits
+
+
+def _rows(path: Path, row_type: type) -> list[Any]:
     try:
-        scores = read_csv(workdir / "metrics.csv", Score)
-        fits = read_csv(workdir / "fits.csv", Fit)
+        return read_csv(path, row_type)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: missing. {_remedy(1)}") from error
     except ValueError as error:
-        raise ConfigError(str(error)) from error
-    for task in range(1, most + 1):
-        if not any(row.trained_task == task for row in scores):
-            raise ConfigError(f"{workdir / 'metrics.csv'}: has no rows of task {task}.")
+        raise RunError(f"{error} {_remedy(1)}") from error
+
+
+def _refuse_other_rows(path: Path, found: Sequence[tuple], expected: Sequence[tuple]) -> None:
+    """Raises RunError unless the rows are those that are expected, in any order. A row begins with
+    the patient, the image and the task."""
+    there, wanted = Counter(found), Counter(expected)
+    faults = [(row, "missing") for row in (wanted - there).elements()]
+    faults += [(row, "too many") for row in (there - wanted).elements()]
+    if faults:
+        row, what = min(faults, key=lambda fault: fault[0][2])
+        raise RunError(
+            f"{path}: {len(found)} rows instead of {len(expected)}; {what}: "
+            f"{', '.join(map(str, row))}. {_remedy(max(row[2], 1))}"
+        )
+
+
+def _remedy(task: int) -> str:
     return (
-        [row for row in scores if row.trained_task <= most],
-        [row for row in fits if row.task <= most],
+        f"A copy of the file would be right. Without checkpoints/task_{task} and those after it, "
+        "the run's command learns these tasks again."
     )

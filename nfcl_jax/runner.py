@@ -13,10 +13,10 @@ import pandas as pd
 
 from nfcl_jax import checkpoints, partial, run_log
 from nfcl_jax.batching import device_mesh
-from nfcl_jax.config import constants_of, split_words
+from nfcl_jax.config import constants_of, read_config, split_words
 from nfcl_jax.data.cohorts import Cohort, read_cohort, refuse_faults
 from nfcl_jax.data.phantom import write_phantom
-from nfcl_jax.errors import CheckpointError, ConfigError
+from nfcl_jax.errors import CheckpointError, RunError
 from nfcl_jax.fitting import Recipe, points_per_step
 from nfcl_jax.locks import Stopped
 from nfcl_jax.loop import Hooks, Start, learn
@@ -130,6 +130,7 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
 
     Raises:
       ConfigError: if the folder holds another run.
+      RunError: if its files are not what a run leaves.
       CheckpointError, OSError: if something cannot be written.
       InactivePenaltyError: if the strategy does nothing.
       Stopped: once asked to stop, when all that was done is saved.
@@ -147,7 +148,8 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
         label, metadata = label_of(config), {"config": config, "scans": scan_records}
         started = time.monotonic()
         start = _learned_before(workdir, len(tasks))
-        scores, fits = read_rows(workdir, start.task) if start.task else ([], [])
+        names = [scan.name for scan in scans]
+        scores, fits = read_rows(workdir, config, names, start.task) if start.task else ([], [])
         if start.task:
             log.info("%d of %d tasks were learned before", start.task, len(tasks))
         for result in _learn(config, scans, workdir, start, caller):
@@ -204,7 +206,7 @@ def _learn(
         log.warning(fault)
     start = start._replace(partial=begun)
     if not start.task and caller.twin:
-        first = _first_task_of(caller.twin)
+        first = _first_task_of(caller.twin, [scan.name for scan in scans])
         if first:
             start = Start(1, first.learned)
             log.info("task 1 of %d is taken from %s", len(tasks), caller.twin)
@@ -216,13 +218,14 @@ def _learn(
     yield from learn(scans, tasks, recipe_of(config), mesh, start, hooks)
 
 
-def _first_task_of(twin: Path) -> TaskResult | None:
-    """What a run has of its first task, if that can be used."""
+def _first_task_of(twin: Path, names: list[str]) -> TaskResult | None:
+    """What a run has of its first task on the scans of these names, if that can be used."""
     if 1 not in checkpoints.finished_tasks(twin):
         return None
     try:
-        return TaskResult(1, checkpoints.load_all(twin, 1), *read_rows(twin, 1))
-    except (CheckpointError, ConfigError, OSError) as error:
+        rows = read_rows(twin, read_config(twin / "config.json"), names, 1)
+        return TaskResult(1, checkpoints.load_all(twin, 1), *rows)
+    except (CheckpointError, RunError, OSError) as error:
         log.warning("%s Task 1 is learned again.", error)
         return None
 

@@ -25,6 +25,8 @@ from nfcl_jax.metrics import format_number, metrics_of
 from nfcl_jax.metrics import score as score_task
 from nfcl_jax.nifti import Sampling, sampled
 from nfcl_jax.params import num_output_channels
+from nfcl_jax.records import Score
+from nfcl_jax.run_folder import names_of, read_rows
 from nfcl_jax.scenarios import SCENARIOS, Task, num_frames
 
 
@@ -47,10 +49,16 @@ class Run:
     @property
     def scores(self) -> pd.DataFrame:
         """metrics.csv: patient, image, trained_task, evaluated_task, metric, value; empty before
-        the first task is learned."""
-        path = self.workdir / "metrics.csv"
-        columns = ["patient", "image", "trained_task", "evaluated_task", "metric", "value"]
-        return pd.read_csv(path)[columns] if path.exists() else pd.DataFrame(columns=columns)
+        the first task is learned.
+
+        Raises:
+          RunError: if the run left other rows.
+        """
+        learned = max(self.tasks, default=0)
+        rows = []
+        if learned:
+            rows, _ = read_rows(self.workdir, self.config, names_of(self.scans), learned)
+        return pd.DataFrame(rows, columns=Score._fields)
 
     def table(self) -> pd.DataFrame:
         """A row for each scan: its grid, voxels in mm, numbers of its field, and for each task the

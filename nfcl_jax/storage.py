@@ -76,5 +76,5 @@ def read_csv(path: Path, row_type: type) -> list[Any]:
             missing = row_type._field_defaults.keys() - set(reader.fieldnames or ())
             types = {k: t for k, t in row_type.__annotations__.items() if k not in missing}
             return [row_type(**{k: parse[t](row[k]) for k, t in types.items()}) for row in reader]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise ValueError(f"{path}: not the rows of a run ({error!r}).") from error

@@ -58,9 +58,11 @@ def write_run(
     if own := constants(strategy, SCENARIOS[scenario]) | given:
         config[strategy] = own
     tasks = SCENARIOS[scenario].tasks(1.0)
-    rows, fits = [], []
+    rows, fits, records = [], [], []
+    grid = {"shape": [8, 8, 2], "frame_numbers": [1], "spacing": [1.0] * 3, "affine": [[1.0]]}
     for patient in patients:
         for image in ["cine"] if scenario == "domain_expansion" else ["ED", "ES"]:
+            records.append({"patient": patient, "image": image, **grid})
             for trained in range(1, len(tasks) + 1):
                 fits.append(Fit(patient, image, trained, 1e-3, 0.0, False, False, 0))
                 for evaluated in range(1, trained + 1):
@@ -72,7 +74,7 @@ def write_run(
                         row = Score(patient, image, trained, evaluated, metric, value)
                         rows.append(row)
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "patients.json").write_text("[]")
+    (folder / "patients.json").write_text(json.dumps(records))
     write_csv(folder / "metrics.csv", rows, Label(scenario, field, strategy, seed))
     write_csv(folder / "fits.csv", fits)
     (folder / "summary.csv").write_text("the mark of a finished run")
