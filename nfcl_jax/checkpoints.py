@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from nfcl_jax.fields import Params
 from nfcl_jax.records import Learned
 
 FORMAT = 1
+MAX_RATIO = 100  # bytes of arrays to those of their files; parameters are hardly compressible
 STATE = "strategy"  # the key of a strategy's state, beside "params"
 
 
@@ -83,8 +85,17 @@ def load_metadata(workdir: str | Path, task: int) -> dict[str, Any]:
     return dict(_metadata(workdir, task).custom_metadata)
 
 
-def load(workdir: str | Path, task: int, patient: str, image: str) -> Params:
+def load(
+    workdir: str | Path, task: int, patient: str, image: str, like: Params | None = None
+) -> Params:
     """One scan's parameters after a task, as numpy arrays; nothing else is read.
+
+    Args:
+      workdir: the run's folder.
+      task: the task's number, from 1.
+      patient: the scan's.
+      image: likewise.
+      like: shapes and types that they must have; None takes any.
 
     Raises:
       FileNotFoundError, CheckpointError: as `load_metadata`.
@@ -96,17 +107,20 @@ def load(workdir: str | Path, task: int, patient: str, image: str) -> Params:
         known = [f"{p}/{i}" for p, images in shapes.items() for i in images]
         raise KeyError(f"no {patient}/{image} in this checkpoint; there are {', '.join(known)}")
     wanted = {patient: {image: {"params": shapes[patient][image]["params"]}}}
-    return _load(workdir, task, metadata, wanted)[patient][image]
+    return _load(workdir, task, metadata, wanted, {f"{patient}/{image}": like})[patient][image]
 
 
-def load_all(workdir: str | Path, task: int) -> dict[str, Learned]:
-    """What a task left of every scan, as numpy arrays, by the scan's name.
+def load_all(
+    workdir: str | Path, task: int, like: Mapping[str, Params] = MappingProxyType({})
+) -> dict[str, Learned]:
+    """What a task left of every scan, as numpy arrays, by the scan's name; `like` has shapes and
+    types that parameters must have, by the same names.
 
     Raises:
       FileNotFoundError, CheckpointError: as `load_metadata`.
     """
     metadata = _metadata(workdir, task)
-    tree = _load(workdir, task, metadata, metadata.metadata)
+    tree = _load(workdir, task, metadata, metadata.metadata, like)
     return {
         f"{patient}/{image}": Learned({"params": own["params"]}, own.get(STATE, {}))
         for patient, images in tree.items()
@@ -153,17 +167,17 @@ def _remove_unfinished(path: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _load(workdir, task, metadata, shapes):
-    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+def _load(workdir, task, metadata, shapes, like):
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     path = checkpoint_path(workdir, task)
     try:
+        wanted = _checked(shapes, like, path)
         with context:
             tree = ocp.load(path, wanted)
     except Exception as error:  # of any kind, as the damage may be
         raise CheckpointError(f"{path}: damaged ({first_line(error)}).") from error
-    digests = metadata.custom_metadata.get("digests", {})  # early runs have none
+    digests = metadata.custom_metadata.get("digests", {})
     for patient, images in tree.items():
         for image, own in images.items():
             name = f"{patient}/{image}"
@@ -174,13 +188,39 @@ def _load(workdir, task, metadata, shapes):
     return tree
 
 
+def _checked(shapes, like: Mapping[str, Params | None], path: Path):
+    """Arrays of the shapes that a checkpoint claims, if they are those that it must have, and are
+    not out of proportion to its files: zeros take next to nothing there.
+
+    Raises:
+      ValueError: if they are not.
+    """
+    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+    for name, params in like.items():
+        patient, image = name.split("/")
+        found = wanted.get(patient, {}).get(image, {}).get("params")
+        pair = [{"params": found}, params]
+        described = [jax.tree.map(lambda leaf: f"{leaf.dtype}{leaf.shape}", p) for p in pair]
+        if params is not None and described[0] != described[1]:
+            raise ValueError(f"{name}: {described[0]} instead of {described[1]}")
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(wanted))
+    there = sum(file.stat().st_size for file in path.rglob("*"))
+    if size > MAX_RATIO * there + 2**20:
+        raise ValueError(f"arrays of {size / 1e6:.0f} MB in files of {there / 1e6:.3f} MB")
+    return wanted
+
+
 def _metadata(workdir: str | Path, task: int):
     path = checkpoint_path(workdir, task)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no checkpoint of task {task} here.")
     try:
         metadata = ocp.metadata(path)
-        version = (metadata.custom_metadata or {}).get("format")
+        version = metadata.custom_metadata.get("format")
+        for images in metadata.metadata.values():
+            for own in images.values():
+                dict(own["params"])
+        dict(metadata.custom_metadata.get("digests", {}))  # early runs have none
     except Exception as error:  # of any kind, as the damage may be
         raise CheckpointError(f"{path}: damaged ({first_line(error)}).") from error
     if version != FORMAT:

@@ -2,25 +2,32 @@
 
 import functools
 import json
-import logging
-from collections import Counter
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from nfcl_jax.config import INDIFFERENT, in_todays_terms, read_config, read_records, split_words
+from nfcl_jax.checkpoints import checkpoint_path, load_metadata
+from nfcl_jax.config import (
+    INDIFFERENT,
+    in_todays_terms,
+    read_config,
+    read_json,
+    split_words,
+    stored_config,
+)
 from nfcl_jax.errors import ConfigError, RunError
-from nfcl_jax.fields import create_field, init_params
-from nfcl_jax.metrics import metrics_of
+from nfcl_jax.fields import Field, Params, create_field, init_params
 from nfcl_jax.params import num_parameters
-from nfcl_jax.records import Fit, Score
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS, Task, num_channels
-from nfcl_jax.storage import Label, read_csv, write_file
+from nfcl_jax.storage import Label, write_file
 
-log = logging.getLogger("nfcl_jax")
+LATER = ("intensity_range", "sha256")  # of a scan, which early runs do not have
 
 
 def tasks_of(config: Mapping[str, Any]) -> tuple[Task, ...]:
@@ -50,16 +57,78 @@ def describe_scans(
                 "spacing": scan.spacing,
                 "affine": scan.affine.tolist(),
                 "intensity_range": scan.intensity_range,
-                "parameters": _count_parameters(field, len(scan.shape)),
+                "sha256": scan.sha256,
+                "parameters": num_parameters(_abstract(field, len(scan.shape))),
             }
         )
     return records + [{"patient": name, "left_out": faults} for name, faults in left_out.items()]
 
 
 @functools.lru_cache
-def _count_parameters(field, axes: int) -> int:
+def _abstract(field: Field, axes: int) -> Params:
     init = functools.partial(init_params, field, axes=axes)
-    return num_parameters(jax.eval_shape(init, jax.random.key(0)))
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def params_like(config: Mapping[str, Any], scan_record: Mapping[str, Any], task: int) -> Params:
+    """Shapes and types of the parameters that a task leaves of a scan."""
+    shape = scan_record["shape"]
+    channels = num_channels(SCENARIOS[config["scenario"]].tasks(1.0)[:task])
+    return _abstract(create_field(config["field"], channels, math.prod(shape)), len(shape))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The patients.json of a run: a record of each scan, or of a patient who was left out.
+
+    Raises:
+      RunError: if it is none.
+    """
+    return stored_records(read_json(path), path)
+
+
+def stored_records(records: Any, path: Path) -> list[dict[str, Any]]:
+    """The same of what was read from `path`."""
+    if not isinstance(records, list) or not all(map(_is_record, records)):
+        raise RunError(f"{path}: not the scans of a run; a copy of the file would be right.")
+    for name in (record[k] for record in records for k in ("patient", "image") if k in record):
+        if not re.fullmatch(r"[^./\\][^/\\]*", name):  # it becomes a part of paths
+            raise RunError(f"{path}: {name!r} is no name of a patient.")
+    return records
+
+
+def _is_record(record: Any) -> bool:
+    """Whether this is what patients.json has of a scan, or of a patient who was left out."""
+    if not isinstance(record, dict) or not isinstance(record.get("patient"), str):
+        return False
+    if "left_out" in record:
+        reasons = record["left_out"]
+        return isinstance(reasons, list) and all(isinstance(line, str) for line in reasons)
+    shape, frames = record.get("shape"), record.get("frame_numbers")
+    return (
+        isinstance(record.get("image"), str)
+        and _are_numbers([shape, frames, [record.get("parameters")]], int)
+        and min(shape + frames + [record["parameters"]]) >= 1
+        and len(shape) >= 3
+        and shape[:-3] == ([len(frames)] if len(frames) > 1 else [])
+        and frames == sorted(set(frames))
+        and _are_numbers([record.get("spacing")], int, float)
+        and len(record["spacing"]) == 3
+        and min(record["spacing"]) > 0
+        and isinstance(record.get("affine"), list)
+        and _are_numbers(record["affine"], int, float)
+        and list(map(len, record["affine"])) == [4] * 4
+        and bool(np.linalg.det(record["affine"]))
+    )
+
+
+def _are_numbers(rows: list[Any], *kinds: type) -> bool:
+    """Whether these are lists, none of them empty, of finite numbers."""
+    return all(
+        isinstance(row, list)
+        and bool(row)
+        and all(type(number) in kinds and abs(number) < 1e300 for number in row)
+        for row in rows
+    )
 
 
 def write_description(workdir: Path, config: Mapping[str, Any], scan_records: list[dict]) -> None:
@@ -72,16 +141,11 @@ def refuse_another_run(config: Mapping[str, Any], scan_records: list[dict], work
     """Raises ConfigError, naming what differs, if `workdir` holds a run of something else, or
     RunError if its files are no run's."""
     differing = []
-    for name, wanted in (("config.json", config), ("patients.json", scan_records)):
-        path = workdir / name
-        if path.exists():
-            read = read_config if name == "config.json" else read_records
-            pair = [read(path), json.loads(json.dumps(wanted))]
-            if name == "config.json":
-                pair = [_what_matters(in_todays_terms(config)) for config in pair]
-            elif not any("intensity_range" in record for record in pair[0]):  # of early runs
-                pair = [[_without_range(record) for record in records] for records in pair]
-            differing += _differences(*pair, name.split(".")[0])
+    if (workdir / "config.json").exists():
+        there, wanted = read_config(workdir / "config.json"), in_todays_terms(config)
+        differing += _differences(_what_matters(there), _what_matters(wanted), "config")
+    if (workdir / "patients.json").exists():
+        differing += differing_scans(read_records(workdir / "patients.json"), scan_records)
     if differing:
         raise ConfigError(
             f"{workdir}: holds a run with\n  "
@@ -90,7 +154,35 @@ def refuse_another_run(config: Mapping[str, Any], scan_records: list[dict], work
         )
 
 
-def _what_matters(config: dict[str, Any]) -> dict[str, Any]:
+def refuse_another_checkpoint(
+    workdir: Path, task: int, config: Mapping[str, Any], scan_records: list[dict]
+) -> None:
+    """Raises RunError, naming what differs, if the checkpoint of a task was left by a run of
+    another config than this, or of other scans than these: one was changed since then.
+
+    Raises:
+      FileNotFoundError, CheckpointError: if there is none, or it cannot be used.
+    """
+    about, path = load_metadata(workdir, task), checkpoint_path(workdir, task)
+    configs, names = [stored_config(about.get("config"), path), config], names_of(scan_records)
+    # Where the scans are, and who else was fitted, is no matter of a field's.
+    there, wanted = (
+        c | {"data": {k: v for k, v in c["data"].items() if k not in ("root", "patients")}}
+        for c in map(_what_matters, configs)
+    )
+    scans = stored_records(about.get("scans"), path)
+    scans = [r for r in scans if "left_out" not in r and _name_of(r) in names]
+    differing = _differences(there, wanted, "config") + differing_scans(scans, scan_records)
+    if differing:
+        raise RunError(
+            f"{path}: left by a run with\n  "
+            + "\n  ".join(differing)
+            + f"\nCopies of {workdir}/config.json, patients.json and checkpoints/ as one run left "
+            "them would be right."
+        )
+
+
+def _what_matters(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config without what changes no result, and without the spelling of a path or the order of
     patients."""
     given = config["data"]
@@ -100,8 +192,16 @@ def _what_matters(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in INDIFFERENT} | {"data": data}
 
 
-def _without_range(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in record.items() if k != "intensity_range"}
+def differing_scans(there: list[dict], wanted: list[dict]) -> list[str]:
+    """A line for each difference between the scans of two patients.json."""
+    both = [{_name_of(r): r for r in json.loads(json.dumps(s))} for s in (there, wanted)]
+    if both[0].keys() != both[1].keys():
+        return [f"patients = {' instead of '.join(', '.join(own) or 'none' for own in both)}"]
+    early = [key for key in LATER if not any(key in record for record in both[0].values())]
+    for record in (record for own in both for record in own.values()):
+        for key in early:
+            record.pop(key, None)
+    return _differences(*both, "patients")
 
 
 def _differences(there, wanted, name: str) -> list[str]:
@@ -112,84 +212,10 @@ def _differences(there, wanted, name: str) -> list[str]:
     return [] if there == wanted else [f"{name} = {there!r} instead of {wanted!r}"]
 
 
+def _name_of(record: Mapping[str, Any]) -> str:
+    return record["patient"] if "left_out" in record else f"{record['patient']}/{record['image']}"
+
+
 def names_of(scan_records: Iterable[Mapping[str, Any]]) -> list[str]:
     """Of the scans in patients.json, such as "patient001/cine"."""
-    return [f"{r['patient']}/{r['image']}" for r in scan_records if "left_out" not in r]
-
-
-def read_rows(
-    workdir: Path, config: Mapping[str, Any], scans: Iterable[str], most: int
-) -> tuple[list[Score], list[Fit]]:
-    """What a run's folder holds of its first `most` tasks: of each a fit of every scan, and its
-    scores on every task so far.
-
-    Args:
-      workdir: the run's folder.
-      config: of the run.
-      scans: their names, such as "patient001/cine".
-      most: tasks that are learned.
-
-    Raises:
-      RunError: if a file is missing, cannot be read, is another run's, or has other rows than
-        these.
-    """
-    tasks, scans = SCENARIOS[config["scenario"]].tasks(1.0), list(scans)
-    numbers = range(1, most + 1)
-    scores, fits = _rows(workdir / "metrics.csv", Score), _rows(workdir / "fits.csv", Fit)
-    scores = [row for row in scores if row.trained_task <= most]
-    fits = [row for row in fits if row.task <= most]
-    labels = set(_rows(workdir / "metrics.csv", Label)) - {label_of(config)}
-    if labels:
-        raise RunError(
-            f"{workdir / 'metrics.csv'}: has rows of {', '.join(map(str, labels.pop()))}, the run "
-            f"is {', '.join(map(str, label_of(config)))}; a copy of its own file would be right."
-        )
-    # A metric that was added to the program, or is missing in it, is in all rows or in none.
-    metrics = {task.head.kind: metrics_of(task.head.kind)[:1] for task in tasks}
-    for row in scores:
-        if 1 <= row.evaluated_task <= len(tasks):
-            metrics[tasks[row.evaluated_task - 1].head.kind].append(row.metric)
-    _refuse_other_rows(
-        workdir / "metrics.csv",
-        [row[:-1] for row in scores],
-        [
-            (*name.split("/"), trained, evaluated, metric)
-            for trained in numbers
-            for name in scans
-            for evaluated in range(1, trained + 1)
-            for metric in dict.fromkeys(metrics[tasks[evaluated - 1].head.kind])
-        ],
-    )
-    of_fits = [(*name.split("/"), number) for number in numbers for name in scans]
-    _refuse_other_rows(workdir / "fits.csv", [row[:3] for row in fits], of_fits)
-    return scores, fits
-
-
-def _rows(path: Path, row_type: type) -> list[Any]:
-    try:
-        return read_csv(path, row_type)
-    except FileNotFoundError as error:
-        raise RunError(f"{path}: missing. {_remedy(1)}") from error
-    except ValueError as error:
-        raise RunError(f"{error} {_remedy(1)}") from error
-
-
-def _refuse_other_rows(path: Path, found: Sequence[tuple], expected: Sequence[tuple]) -> None:
-    """Raises RunError unless the rows are those that are expected, in any order. A row begins with
-    the patient, the image and the task."""
-    there, wanted = Counter(found), Counter(expected)
-    faults = [(row, "missing") for row in (wanted - there).elements()]
-    faults += [(row, "too many") for row in (there - wanted).elements()]
-    if faults:
-        row, what = min(faults, key=lambda fault: fault[0][2])
-        raise RunError(
-            f"{path}: {len(found)} rows instead of {len(expected)}; {what}: "
-            f"{', '.join(map(str, row))}. {_remedy(max(row[2], 1))}"
-        )
-
-
-def _remedy(task: int) -> str:
-    return (
-        f"A copy of the file would be right. Without checkpoints/task_{task} and those after it, "
-        "the run's command learns these tasks again."
-    )
+    return [_name_of(record) for record in scan_records if "left_out" not in record]

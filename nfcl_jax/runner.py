@@ -20,13 +20,16 @@ from nfcl_jax.errors import CheckpointError, RunError
 from nfcl_jax.fitting import Recipe, points_per_step
 from nfcl_jax.locks import Stopped
 from nfcl_jax.loop import Hooks, Start, learn
-from nfcl_jax.records import Progress, TaskResult
+from nfcl_jax.records import Learned, Progress, TaskResult
 from nfcl_jax.report.results import as_frame, per_patient
 from nfcl_jax.report.tables import summary_of_run
+from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import (
     describe_scans,
     label_of,
-    read_rows,
+    names_of,
+    params_like,
+    refuse_another_checkpoint,
     refuse_another_run,
     tasks_of,
     write_description,
@@ -147,7 +150,7 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
         write_description(workdir, config, scan_records)
         label, metadata = label_of(config), {"config": config, "scans": scan_records}
         started = time.monotonic()
-        start = _learned_before(workdir, len(tasks))
+        start = _learned_before(workdir, config, scan_records)
         names = [scan.name for scan in scans]
         scores, fits = read_rows(workdir, config, names, start.task) if start.task else ([], [])
         if start.task:
@@ -172,18 +175,24 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
     return Outcome(summary, sorted(map("/".join, failed)), not everyone <= failed)
 
 
-def _learned_before(workdir: Path, num_tasks: int) -> Start:
+def _learned_before(
+    workdir: Path, config: Mapping[str, Any], scan_records: list[dict[str, Any]]
+) -> Start:
     """How many tasks the folder holds, and what the last of them left, unless it was the last of
-    all. Checkpoints that cannot be used are set aside."""
+    all. Checkpoints that cannot be used are set aside.
+
+    Raises:
+      RunError: if a checkpoint is another run's.
+    """
     there, learned = checkpoints.finished_tasks(workdir), checkpoints.num_learned(workdir)
-    if learned == num_tasks:
+    if learned == len(tasks_of(config)):
         return Start(learned)
     if len(there) > learned:
         log.warning("%s: no checkpoint of task %d", workdir, learned + 1)
     left = {}
     while learned and not left:
         try:
-            left = checkpoints.load_all(workdir, learned)
+            left = _load_all(workdir, learned, config, scan_records)
         except CheckpointError as error:
             log.warning("%s", error)
             learned -= 1
@@ -192,6 +201,17 @@ def _learned_before(workdir: Path, num_tasks: int) -> Start:
             aside = checkpoints.set_aside(workdir, task)
             log.warning("task %d is learned again; its checkpoint is now %s", task, aside)
     return Start(learned, left)
+
+
+def _load_all(
+    workdir: Path, task: int, config: Mapping[str, Any], scan_records: list[dict[str, Any]]
+) -> dict[str, Learned]:
+    """What a task left of every scan, if this config and these scans are what it was learned by."""
+    refuse_another_checkpoint(workdir, task, config, scan_records)
+    of_scans = [record for record in scan_records if "left_out" not in record]
+    likes = [params_like(config, record, task) for record in of_scans]
+    like = dict(zip(names_of(of_scans), likes, strict=True))
+    return checkpoints.load_all(workdir, task, like)
 
 
 def _learn(
@@ -206,7 +226,7 @@ def _learn(
         log.warning(fault)
     start = start._replace(partial=begun)
     if not start.task and caller.twin:
-        first = _first_task_of(caller.twin, [scan.name for scan in scans])
+        first = _first_task_of(caller.twin, describe_scans(scans, config, {}))
         if first:
             start = Start(1, first.learned)
             log.info("task 1 of %d is taken from %s", len(tasks), caller.twin)
@@ -218,13 +238,14 @@ def _learn(
     yield from learn(scans, tasks, recipe_of(config), mesh, start, hooks)
 
 
-def _first_task_of(twin: Path, names: list[str]) -> TaskResult | None:
-    """What a run has of its first task on the scans of these names, if that can be used."""
+def _first_task_of(twin: Path, scan_records: list[dict[str, Any]]) -> TaskResult | None:
+    """What a run has of its first task on these scans, if that can be used."""
     if 1 not in checkpoints.finished_tasks(twin):
         return None
     try:
-        rows = read_rows(twin, read_config(twin / "config.json"), names, 1)
-        return TaskResult(1, checkpoints.load_all(twin, 1), *rows)
+        config = read_config(twin / "config.json")
+        rows = read_rows(twin, config, names_of(scan_records), 1)
+        return TaskResult(1, _load_all(twin, 1, config, scan_records), *rows)
     except (CheckpointError, RunError, OSError) as error:
         log.warning("%s Task 1 is learned again.", error)
         return None

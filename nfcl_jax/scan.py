@@ -1,6 +1,8 @@
 """One image that one field is fitted to, and the scaling of its intensities."""
 
 import dataclasses
+import functools
+import hashlib
 
 import numpy as np
 
@@ -40,6 +42,14 @@ class Scan:
     def shape(self) -> tuple[int, ...]:
         """The grid of coordinates: (frame, x, y, z) of a cine, (x, y, z) of a single frame."""
         return self.intensities.shape if self.num_frames > 1 else self.intensities.shape[1:]
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the intensities, and of the labels if there are some."""
+        state = hashlib.sha256(np.ascontiguousarray(self.intensities))
+        if self.labels is not None:
+            state.update(np.ascontiguousarray(self.labels))
+        return state.hexdigest()
 
     @property
     def num_frames(self) -> int:

@@ -10,7 +10,7 @@ ORDER = [
     "strategies.base", "strategies.distillation", "strategies.ewc", "strategies",
     "metrics", "arguments", "step", "batching", "fitting", "loop",
     "checkpoints", "partial", "locks",
-    "data.volumes", "data.acdc", "data.phantom", "data.cohorts", "config", "run_folder",
+    "data.volumes", "data.acdc", "data.phantom", "data.cohorts", "config", "run_folder", "rows",
     "geometry", "fitted", "nifti", "sizes", "runs",
     "report.statistics", "report.results", "report.tables", "report.caveats", "report.verdicts",
     "report.claims",

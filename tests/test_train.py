@@ -114,7 +114,7 @@ def test_another_run_is_not_overwritten(runs, phantom_root):
         train.train(made, workdir, Console(quiet=True))
     assert "config.distillation.weight = 1.0 instead of 3.0" in str(error.value)
     assert "config.data.patients = 'patient001' instead of 'patient002'" in str(error.value)
-    assert "patients = [" in str(error.value)
+    assert "patients = patient001/cine instead of patient002/cine" in str(error.value)
     assert "num_steps" not in str(error.value)
 
 

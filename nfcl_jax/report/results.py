@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from nfcl_jax.config import constants_of, read_config, read_records
+from nfcl_jax.config import constants_of, read_config
 from nfcl_jax.errors import ReportError
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.records import Fit, Score
-from nfcl_jax.run_folder import names_of, read_rows
+from nfcl_jax.rows import read_rows
+from nfcl_jax.run_folder import names_of, read_records
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS, Scenario
 from nfcl_jax.strategies import STRATEGIES, constants

@@ -1,6 +1,7 @@
 """The patients that a report shows: their scans, kept beside the runs, so that the report needs no
 other files, and what the runs' fields make of them."""
 
+import dataclasses
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +28,8 @@ def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) ->
     for scan in scans:
         if scan.patient in patients:
             name = f"{scan.patient}_{scan.image}"
-            arrays = {k: v for k, v in vars(scan).items() if v is not None}
+            values = {f.name: getattr(scan, f.name) for f in dataclasses.fields(scan)}
+            arrays = {name: value for name, value in values.items() if value is not None}
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)
             # Scenarios may take different frames of one cine.
@@ -78,7 +80,7 @@ def runs_of_scan(runs: Sequence[FinishedRun], scan: Scan) -> tuple[list[Finished
 
 def can_reconstruct(run: FinishedRun, scan: Scan) -> bool:
     """Whether the run has checkpoints of all tasks with this scan: the same image of the same
-    patient, of the same shape, place and frames."""
+    patient, of the same shape, place, frames and values."""
     if run.field not in FIELDS:  # its definition is not loaded
         return False
     opened = open_run(run.path)
@@ -88,6 +90,7 @@ def can_reconstruct(run: FinishedRun, scan: Scan) -> bool:
         and tuple(record["shape"]) == scan.shape
         and tuple(record["frame_numbers"]) == scan.frame_numbers
         and np.array_equal(record["affine"], scan.affine)
+        and record.get("sha256") in (None, scan.sha256)  # early runs have none
         for record in opened.scans
     )
 
