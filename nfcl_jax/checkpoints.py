@@ -9,6 +9,7 @@ that it explains itself.
 
 import hashlib
 import itertools
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -23,9 +24,9 @@ from orbax.checkpoint import v1 as ocp
 from nfcl_jax.errors import CheckpointError, first_line
 from nfcl_jax.fields import Params
 from nfcl_jax.records import Learned
+from nfcl_jax.storage import refuse_inflated
 
 FORMAT = 1
-MAX_RATIO = 100  # bytes of arrays to those of their files; parameters are hardly compressible
 STATE = "strategy"  # the key of a strategy's state, beside "params"
 
 
@@ -172,7 +173,8 @@ def _load(workdir, task, metadata, shapes, like):
     context.pytree.loading.partial_load = True
     path = checkpoint_path(workdir, task)
     try:
-        wanted = _checked(shapes, like, path)
+        _refuse_other_arrays(shapes, like, path)
+        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
         with context:
             tree = ocp.load(path, wanted)
     except Exception as error:  # of any kind, as the damage may be
@@ -188,26 +190,19 @@ def _load(workdir, task, metadata, shapes, like):
     return tree
 
 
-def _checked(shapes, like: Mapping[str, Params | None], path: Path):
-    """Arrays of the shapes that a checkpoint claims, if they are those that it must have, and are
-    not out of proportion to its files: zeros take next to nothing there.
-
-    Raises:
-      ValueError: if they are not.
-    """
-    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+def _refuse_other_arrays(shapes, like: Mapping[str, Params | None], path: Path) -> None:
+    """Raises ValueError unless a checkpoint claims the shapes and types that it must have, and no
+    more than can be in its files."""
+    refuse_inflated(
+        sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)),
+        sum(file.stat().st_size for file in path.rglob("*")),
+    )
     for name, params in like.items():
         patient, image = name.split("/")
-        found = wanted.get(patient, {}).get(image, {}).get("params")
-        pair = [{"params": found}, params]
-        described = [jax.tree.map(lambda leaf: f"{leaf.dtype}{leaf.shape}", p) for p in pair]
-        if params is not None and described[0] != described[1]:
-            raise ValueError(f"{name}: {described[0]} instead of {described[1]}")
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(wanted))
-    there = sum(file.stat().st_size for file in path.rglob("*"))
-    if size > MAX_RATIO * there + 2**20:
-        raise ValueError(f"arrays of {size / 1e6:.0f} MB in files of {there / 1e6:.3f} MB")
-    return wanted
+        found = {"params": shapes.get(patient, {}).get(image, {}).get("params")}
+        both = [jax.tree.map(lambda leaf: f"{leaf.dtype}{leaf.shape}", p) for p in (found, params)]
+        if params is not None and both[0] != both[1]:
+            raise ValueError(f"{name}: {both[0]} instead of {both[1]}")
 
 
 def _metadata(workdir: str | Path, task: int):

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from nfcl_jax.errors import first_line
 from nfcl_jax.records import Fit, Learned, Losses, Partial, PenaltyShare, Score
-from nfcl_jax.storage import write_file
+from nfcl_jax.storage import read_npz, write_file
 
 FORMAT = 2
 
@@ -76,8 +76,7 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _read(path: Path) -> Partial:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        arrays = dict(file)
+    arrays = read_npz(path)
     about = json.loads(str(arrays.pop("about")))
     if about["format"] != FORMAT:
         raise ValueError(f"format {about['format']} instead of {FORMAT}")

@@ -50,7 +50,21 @@ def header(offset, form, *values):
     return damage
 
 
-DIM, DATATYPE, PIXDIM, SLOPE = 40, 70, 76, 112
+DIM, DATATYPE, PIXDIM, OFFSET, SLOPE = 40, 70, 76, 108, 112
+
+
+def pushed(size, claimed=0):
+    """Voxels that begin after `size` bytes of zeros, which an extension may claim to be its own."""
+
+    def damage(patient):
+        path = patient / CINE
+        data = bytearray(gzip.decompress(path.read_bytes()))
+        struct.pack_into("<f", data, OFFSET, 352 + size)
+        extension = struct.pack("<4b2i", 1, 0, 0, 0, claimed, 6) if claimed else bytes(4)
+        filled = data[:348] + extension + bytes(size - 8 * bool(claimed)) + data[352:]
+        path.write_bytes(gzip.compress(bytes(filled)))
+
+    return damage
 
 
 def link_nowhere(patient):
@@ -157,6 +171,10 @@ FAULTS = {
     "not a number": (change(CINE, spoil(np.nan)), f"{CINE}: 20 voxels are not finite"),
     "infinite": (change(CINE, spoil(np.inf)), f"{CINE}: 20 voxels are not finite"),
     "constant": (change(CINE, lambda x: x * 0 + 3), f"{CINE}: every voxel is 3"),
+    "voxels far away": (pushed(2**21), "vox_offset is 2097504; voxels that begin within the first"),
+    "a long extension": (pushed(2**21, 2**21), "vox_offset is 2097504"),
+    "an extension that is cut": (pushed(2**10, 2**30), f"{CINE}: not a readable NIfTI"),
+    "no offset": (header(OFFSET, "<f", np.nan), f"{CINE}: not a readable NIfTI"),
     "three frames": (change(CINE, lambda x: x[..., :3]), "4 frames are wanted, the scan has 3"),
     "no frames": (change(CINE, lambda x: x[..., 0]), "expected 4 dimensions"),
     "five dimensions": (change(CINE, lambda x: x[..., None, None]), "expected 4 dimensions"),

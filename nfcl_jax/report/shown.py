@@ -11,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from nfcl_jax.errors import CheckpointError
+from nfcl_jax.errors import CheckpointError, ReportError, first_line
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.metrics import predicted
 from nfcl_jax.report.results import FinishedRun, of_first_seed, scores_of_scan
 from nfcl_jax.runs import open_run
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS, Task, num_frames
-from nfcl_jax.storage import write_file
+from nfcl_jax.storage import read_npz, write_file
 
 
 def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) -> None:
@@ -46,23 +46,38 @@ def _patient_and_image(path: Path) -> list[str]:
 
 
 def load_shown(workdir: Path) -> list[Scan]:
-    """What `save_shown` wrote, by patient, the cine first; empty if nothing was."""
+    """What `save_shown` wrote, by patient, the cine first; empty if nothing was.
+
+    Raises:
+      ReportError: if a file is none of its.
+    """
     scans = []
     for path in (workdir / "shown").glob("*.npz"):
-        with np.load(path, allow_pickle=False) as arrays:
-            patient, image = _patient_and_image(path)
-            scans.append(
-                Scan(
-                    patient=patient,
-                    image=image,
-                    intensities=arrays["intensities"],
-                    labels=arrays.get("labels"),
-                    frame_numbers=tuple(arrays["frame_numbers"].tolist()),
-                    spacing=tuple(arrays["spacing"].tolist()),
-                    affine=arrays["affine"],
-                )
-            )
+        try:
+            scans.append(_load(path))
+        except Exception as error:  # of any kind, as the damage may be
+            raise ReportError(
+                f"{path}: damaged ({first_line(error)}); without it, the grid's command writes it "
+                "again."
+            ) from error
     return sorted(scans, key=lambda s: (s.patient, s.num_frames == 1, s.image, s.num_frames))
+
+
+def _load(path: Path) -> Scan:
+    arrays, (patient, image) = read_npz(path), _patient_and_image(path)
+    scan = Scan(
+        patient=patient,
+        image=image,
+        intensities=arrays["intensities"],
+        labels=arrays.get("labels"),
+        frame_numbers=tuple(arrays["frame_numbers"].tolist()),
+        spacing=tuple(arrays["spacing"].tolist()),
+        affine=arrays["affine"],
+    )
+    shapes = scan.intensities.shape, scan.labels is not None and scan.labels.shape
+    if len(shapes[0]) != 4 or shapes[1] not in (False, shapes[0]):
+        raise ValueError(f"arrays of shape {shapes}")
+    return scan
 
 
 def runs_of_scan(runs: Sequence[FinishedRun], scan: Scan) -> tuple[list[FinishedRun], list[str]]:
