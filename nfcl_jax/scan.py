@@ -22,6 +22,7 @@ class Scan:
       intensity_range: what 0 and 1 stand for, in the file's values.
       cine_range: the smallest and the largest of the patient's whole cine, likewise, or None where
         there is none.
+      warnings: what should be known of its files, a line each.
     """
 
     patient: str
@@ -33,6 +34,7 @@ class Scan:
     affine: np.ndarray
     intensity_range: tuple[float, float] = (0.0, 1.0)
     cine_range: tuple[float, float] | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -129,6 +129,17 @@ def affine(matrix):
     return damage
 
 
+def placed(change):
+    """A mask with another affine; its voxels stay as they are."""
+
+    def damage(patient):
+        path = next(patient.glob("*_gt.nii.gz"))
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), change(image.affine)), path)
+
+    return damage
+
+
 def blank(place):
     def function(cine):
         cine[..., place] = 5
@@ -156,6 +167,14 @@ FAULTS = {
     "frames in words": (info("ED: 1\nES: 5\nNbFrame: twenty"), "NbFrame must be a number"),
     "voxels in metres": (header(PIXDIM + 4, "<3f", 0.0018, 0.0018, 0.01), "to 1000 mm would be"),
     "a mask of other voxels": (other_voxels, r"_gt.nii.gz: voxels of .* mm, its image's"),
+    "a mirrored mask": (
+        placed(lambda affine: np.diag([-1.0, 1, 1, 1]) @ affine),
+        r"_gt.nii.gz: its axes point to R A S, those of patient002_frame\d\d.nii.gz to L A S; a",
+    ),
+    "a mask of other axes": (
+        placed(lambda affine: affine[[1, 0, 2, 3]]),
+        "its axes point to P R S",
+    ),
     "a mask of one label": (change("*_gt.nii.gz", lambda x: x * 0 + 3), "every voxel is 3; a mask"),
     "no cine": (remove("*_4d.nii.gz"), f"{CINE}: missing"),
     "no image": (remove("*_frame??.nii.gz"), r"frame\d\d.nii.gz: missing"),

@@ -28,11 +28,19 @@ BYTES_PER_VOXEL_READ = 28
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """An image with its geometry; `data` is (x, y, z) or (x, y, z, frame)."""
+    """An image with its geometry.
+
+    Attributes:
+      data: (x, y, z) or (x, y, z, frame).
+      spacing: along x, y and z, in mm.
+      affine: voxel indices to scanner coordinates, 4 x 4.
+      placed: whether the file states its affine; otherwise it is nibabel's guess.
+    """
 
     data: np.ndarray
     spacing: tuple[float, float, float]
     affine: np.ndarray
+    placed: bool
 
 
 def check_file(path: Path) -> None:
@@ -75,6 +83,7 @@ def read_volume(path: Path, dimensions: int, num_frames: int = 1) -> Volume:
         spacing = tuple(float(size) for size in stored["pixdim"][1:4])
         slope, offset = float(stored["scl_slope"]), header.get_data_offset()
         dtype, affine = header.get_data_dtype(), header.get_best_affine()
+        placed = bool(header["sform_code"] or header["qform_code"])
     except Exception as error:  # a damaged header fails in any way
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
     if len(shape) != dimensions or min(shape) < 1:
@@ -100,7 +109,7 @@ def read_volume(path: Path, dimensions: int, num_frames: int = 1) -> Volume:
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
     if not np.isfinite(data).all():
         raise DataError(f"{path}: {int((~np.isfinite(data)).sum())} voxels are not finite.")
-    return Volume(data, spacing, affine)
+    return Volume(data, spacing, affine, placed)
 
 
 def _read_header(path: Path) -> tuple[type[nib.Nifti1Image], nib.Nifti1Header, nib.Nifti1Header]:

@@ -29,7 +29,7 @@ def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) ->
         if scan.patient in patients:
             name = f"{scan.patient}_{scan.image}"
             values = {f.name: getattr(scan, f.name) for f in dataclasses.fields(scan)}
-            arrays = {name: value for name, value in values.items() if value is not None}
+            arrays = {k: v for k, v in values.items() if v is not None and k != "warnings"}
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)
             # Scenarios may take different frames of one cine.
