@@ -244,8 +244,16 @@ def _checks(config: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
 
 
 def _incompatible(config: Mapping[str, Any]) -> list[str]:
-    """Why a strategy's constants, the field and the tasks do not go together."""
+    """Why a strategy's constants, the field and the tasks do not go together, or a value would do
+    nothing."""
     tasks = SCENARIOS[config["scenario"]].tasks(config["huber_delta"])
     field, kind = FIELDS[config["field"]["name"]], STRATEGIES[config["strategy"]]
     reason = kind.refuse(constants_of(config), field, tasks)
-    return [f"config.{config['strategy']}.{reason}"] if reason else []
+    faults = [f"config.{config['strategy']}.{reason}"] if reason else []
+    knots, own = config["field"].get("knots", 0), getattr(field, "knots", 0)
+    if knots not in (0, own) and (config["batch_size"] or config["field"]["table_features"] > 1):
+        faults.append(
+            f"config.field.knots = {knots} does nothing: only steps over every voxel, "
+            "config.batch_size = 0, of one table feature ask at knots."
+        )
+    return faults

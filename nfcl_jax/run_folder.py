@@ -137,14 +137,16 @@ def write_description(workdir: Path, config: Mapping[str, Any], scan_records: li
     write_file(workdir / "patients.json", json.dumps(scan_records, indent=2))
 
 
-def refuse_another_run(config: Mapping[str, Any], scan_records: list[dict], workdir: Path) -> None:
+def refuse_another_run(
+    config: Mapping[str, Any], scan_records: list[dict] | None, workdir: Path
+) -> None:
     """Raises ConfigError, naming what differs, if `workdir` holds a run of something else, or
-    RunError if its files are no run's."""
+    RunError if its files are no run's. Scans that are not read yet are None."""
     differing = []
     if (workdir / "config.json").exists():
         there, wanted = read_config(workdir / "config.json"), in_todays_terms(config)
         differing += _differences(_what_matters(there), _what_matters(wanted), "config")
-    if (workdir / "patients.json").exists():
+    if scan_records is not None and (workdir / "patients.json").exists():
         differing += differing_scans(read_records(workdir / "patients.json"), scan_records)
     if differing:
         raise ConfigError(

@@ -16,7 +16,7 @@ from nfcl_jax.batching import device_mesh
 from nfcl_jax.config import constants_of, read_config, split_words
 from nfcl_jax.data.cohorts import Cohort, read_cohort, refuse_faults
 from nfcl_jax.data.phantom import write_phantom
-from nfcl_jax.errors import CheckpointError, RunError
+from nfcl_jax.errors import CheckpointError, ConfigError, RunError
 from nfcl_jax.fitting import Recipe, points_per_step
 from nfcl_jax.locks import Stopped
 from nfcl_jax.loop import Hooks, Start, learn
@@ -80,12 +80,15 @@ def read_data(config: Mapping[str, Any], scenarios: Iterable[str], workdir: Path
     config names no root.
 
     Raises:
+      ConfigError: if it names another data set than the phantom's, and no root.
       DataError: if there are faults that the config does not skip, or nothing is left.
     """
     data = config["data"]
     root, dataset = data["root"], data["dataset"]
     if not root:
-        root, dataset = written_phantom(workdir), "acdc"
+        if dataset != "acdc":
+            raise ConfigError(f"config.data.dataset = {dataset!r} needs config.data.root.")
+        root = written_phantom(workdir)
         log.info("no config.data.root: running on the built-in phantom, written to %s", root)
     cohort = read_cohort(
         root, scenarios, split_words(data["patients"]), dataset, data["intensity_range"]

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from made_up import write_run
 from rich.console import Console
@@ -11,11 +12,13 @@ from test_runs import STORED
 from test_train import make_config
 
 import nfcl_jax
+from configs import paper
 from experiments import train
+from experiments.launch import grid
 from nfcl_jax.config import check_config, read_config
 from nfcl_jax.config import make_config as make
 from nfcl_jax.data.cohorts import read_scans
-from nfcl_jax.errors import ConfigError, DataError, RunError
+from nfcl_jax.errors import ConfigError, DataError, ReportError, RunError
 from nfcl_jax.report.report import write_report
 from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import describe_scans, names_of, read_records, refuse_another_run
@@ -221,3 +224,34 @@ def test_a_file_too_large_to_be_is_refused_before_it_is_made(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             run.to_nifti("patient001", 4, tmp_path / "p.nii", **sampling)
+
+
+@pytest.mark.parametrize("contents", ['{"compilerOptions": {}}', '{"scenario": "dom', "[" * 10**5])
+def test_a_folder_of_something_else_is_refused_before_anything_is_written(tmp_path, contents):
+    """Here no data are named: the phantom would be written beside it."""
+    (tmp_path / "config.json").write_text(contents)
+    made = make("domain_expansion", "siren", "finetune")
+    with pytest.raises(RunError, match=r"config\.json: (not the config of a run|damaged)"):
+        train.train(made, tmp_path, Console(quiet=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    grid_config = paper.get_config().to_dict() | {"cells": "domain_expansion-siren-finetune*"}
+    cell = tmp_path / "grid/cells/domain_expansion-siren-finetune-seed0"
+    cell.mkdir(parents=True)
+    (tmp_path / "config.json").rename(cell / "config.json")
+    with pytest.raises(RunError, match=r"config\.json: (not the config of a run|damaged)"):
+        grid.run_grid(grid_config, tmp_path / "grid", Console(quiet=True))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.json"]
+
+
+def test_what_a_report_shows_is_what_a_grid_kept(tmp_path):
+    write_run(tmp_path / "cells/siren", "domain_expansion", "siren", "finetune")
+    (tmp_path / "shown").mkdir()
+    path = tmp_path / "shown/patient001_cine_4.npz"
+    for damage in (
+        lambda: path.write_bytes(b"no zip"),
+        lambda: np.savez(path, intensities=np.zeros(3)),
+        lambda: np.savez_compressed(path, intensities=np.zeros((4, 99, 99, 99, 9))),
+    ):
+        damage()
+        with pytest.raises(ReportError, match=r"patient001_cine_4\.npz: damaged .*writes it again"):
+            write_report(tmp_path)
