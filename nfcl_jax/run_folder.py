@@ -117,7 +117,7 @@ def _is_record(record: Any) -> bool:
         and isinstance(record.get("affine"), list)
         and _are_numbers(record["affine"], int, float)
         and list(map(len, record["affine"])) == [4] * 4
-        and bool(np.linalg.det(record["affine"]))
+        and bool(np.linalg.det(np.array(record["affine"], float)))
     )
 
 
