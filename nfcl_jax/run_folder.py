@@ -1,6 +1,7 @@
 """What a run's folder holds beside its checkpoints, and whether it is the run that is asked for."""
 
 import functools
+import hashlib
 import json
 import math
 import re
@@ -167,11 +168,7 @@ def refuse_another_checkpoint(
     """
     about, path = load_metadata(workdir, task), checkpoint_path(workdir, task)
     configs, names = [stored_config(about.get("config"), path), config], names_of(scan_records)
-    # Where the scans are, and who else was fitted, is no matter of a field's.
-    there, wanted = (
-        c | {"data": {k: v for k, v in c["data"].items() if k not in ("root", "patients")}}
-        for c in map(_what_matters, configs)
-    )
+    there, wanted = map(_matters_to_a_field, configs)
     scans = stored_records(about.get("scans"), path)
     scans = [r for r in scans if "left_out" not in r and _name_of(r) in names]
     differing = _differences(there, wanted, "config") + differing_scans(scans, scan_records)
@@ -182,6 +179,19 @@ def refuse_another_checkpoint(
             + f"\nCopies of {workdir}/config.json, patients.json and checkpoints/ as one run left "
             "them would be right."
         )
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """The same for configs that make the same fields of the same scans."""
+    matters = json.dumps(_matters_to_a_field(in_todays_terms(config)), sort_keys=True)
+    return hashlib.sha256(matters.encode()).hexdigest()
+
+
+def _matters_to_a_field(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What matters but where the scans are, and who else was fitted."""
+    config = _what_matters(config)
+    data = {k: v for k, v in config["data"].items() if k not in ("root", "patients")}
+    return config | {"data": data}
 
 
 def _what_matters(config: Mapping[str, Any]) -> dict[str, Any]:

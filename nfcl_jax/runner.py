@@ -26,6 +26,7 @@ from nfcl_jax.report.tables import summary_of_run
 from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import (
     describe_scans,
+    fingerprint,
     label_of,
     names_of,
     params_like,
@@ -224,7 +225,8 @@ def _learn(
     tasks = tasks_of(config)
     if start.task == len(tasks):
         return
-    begun, faults = partial.load(workdir, start.task + 1, [scan.name for scan in scans])
+    names = [scan.name for scan in scans]
+    begun, faults = partial.load(workdir, start.task + 1, names, fingerprint(config))
     for fault in faults:
         log.warning(fault)
     start = start._replace(partial=begun)
@@ -265,7 +267,7 @@ def keeper(config: Mapping[str, Any], workdir: Path, asked_to_stop) -> Callable:
         done, number = step == config["num_steps"], asked_to_stop()
         every = config["checkpoint_every_steps"]
         if done or number or (every and step - last >= every):
-            partial.save(workdir, task, snapshot())
+            partial.save(workdir, task, snapshot(), fingerprint(config))
             saved = task, 0 if done else step
         if number:
             raise Stopped(number)
