@@ -16,8 +16,10 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from experiments.launch.cli import launch
+from experiments.launch.console import log_to_screen
 from experiments.launch.grid import run_grid
-from experiments.launch.study import choices_of
+from experiments.launch.study import check_choices, choices_of
+from nfcl_jax.locks import locked
 from nfcl_jax.report.study import write_study
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/study.py, or another study")
@@ -29,6 +31,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     workdir, console = Path(_WORKDIR.value), Console()
     choices = choices_of(_CONFIG.value.to_dict(), workdir)
+    with log_to_screen(console), locked(workdir):
+        check_choices(choices, workdir)
     done = []
     for name, config in choices.items():
         console.rule(name)

@@ -19,7 +19,7 @@ from experiments.launch.console import ProgressBar, log_to_screen, summary_table
 from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.config import check_config
 from nfcl_jax.locks import locked, stopping
-from nfcl_jax.run_folder import label_of, tasks_of
+from nfcl_jax.run_folder import label_of, refuse_another_run, tasks_of
 from nfcl_jax.runner import Caller, planned_work, read_data, run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/SCENARIO.py:FIELD,STRATEGY")
@@ -42,6 +42,7 @@ def train(config: dict[str, Any], workdir: Path, console: Console) -> None:
       SystemExit: at the end, if the fits are not usable.
     """
     check_config(config)
+    refuse_another_run(config, None, workdir)  # before anything is written there
     with log_to_screen(console), locked(workdir), stopping() as asked_to_stop:
         cohort = read_data(config, [config["scenario"]], workdir)
         scans = cohort.scans[config["scenario"]]

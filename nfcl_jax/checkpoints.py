@@ -9,10 +9,12 @@ that it explains itself.
 
 import hashlib
 import itertools
+import math
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -22,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 from nfcl_jax.errors import CheckpointError, first_line
 from nfcl_jax.fields import Params
 from nfcl_jax.records import Learned
+from nfcl_jax.storage import refuse_inflated
 
 FORMAT = 1
 STATE = "strategy"  # the key of a strategy's state, beside "params"
@@ -83,8 +86,17 @@ def load_metadata(workdir: str | Path, task: int) -> dict[str, Any]:
     return dict(_metadata(workdir, task).custom_metadata)
 
 
-def load(workdir: str | Path, task: int, patient: str, image: str) -> Params:
+def load(
+    workdir: str | Path, task: int, patient: str, image: str, like: Params | None = None
+) -> Params:
     """One scan's parameters after a task, as numpy arrays; nothing else is read.
+
+    Args:
+      workdir: the run's folder.
+      task: the task's number, from 1.
+      patient: the scan's.
+      image: likewise.
+      like: shapes and types that they must have; None takes any.
 
     Raises:
       FileNotFoundError, CheckpointError: as `load_metadata`.
@@ -96,17 +108,20 @@ def load(workdir: str | Path, task: int, patient: str, image: str) -> Params:
         known = [f"{p}/{i}" for p, images in shapes.items() for i in images]
         raise KeyError(f"no {patient}/{image} in this checkpoint; there are {', '.join(known)}")
     wanted = {patient: {image: {"params": shapes[patient][image]["params"]}}}
-    return _load(workdir, task, metadata, wanted)[patient][image]
+    return _load(workdir, task, metadata, wanted, {f"{patient}/{image}": like})[patient][image]
 
 
-def load_all(workdir: str | Path, task: int) -> dict[str, Learned]:
-    """What a task left of every scan, as numpy arrays, by the scan's name.
+def load_all(
+    workdir: str | Path, task: int, like: Mapping[str, Params] = MappingProxyType({})
+) -> dict[str, Learned]:
+    """What a task left of every scan, as numpy arrays, by the scan's name; `like` has shapes and
+    types that parameters must have, by the same names.
 
     Raises:
       FileNotFoundError, CheckpointError: as `load_metadata`.
     """
     metadata = _metadata(workdir, task)
-    tree = _load(workdir, task, metadata, metadata.metadata)
+    tree = _load(workdir, task, metadata, metadata.metadata, like)
     return {
         f"{patient}/{image}": Learned({"params": own["params"]}, own.get(STATE, {}))
         for patient, images in tree.items()
@@ -153,17 +168,18 @@ def _remove_unfinished(path: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _load(workdir, task, metadata, shapes):
-    wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+def _load(workdir, task, metadata, shapes, like):
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     path = checkpoint_path(workdir, task)
     try:
+        _refuse_other_arrays(shapes, like, path)
+        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
         with context:
             tree = ocp.load(path, wanted)
     except Exception as error:  # of any kind, as the damage may be
         raise CheckpointError(f"{path}: damaged ({first_line(error)}).") from error
-    digests = metadata.custom_metadata.get("digests", {})  # early runs have none
+    digests = metadata.custom_metadata.get("digests", {})
     for patient, images in tree.items():
         for image, own in images.items():
             name = f"{patient}/{image}"
@@ -174,13 +190,32 @@ def _load(workdir, task, metadata, shapes):
     return tree
 
 
+def _refuse_other_arrays(shapes, like: Mapping[str, Params | None], path: Path) -> None:
+    """Raises ValueError unless a checkpoint claims the shapes and types that it must have, and no
+    more than can be in its files."""
+    refuse_inflated(
+        sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)),
+        sum(file.stat().st_size for file in path.rglob("*")),
+    )
+    for name, params in like.items():
+        patient, image = name.split("/")
+        found = {"params": shapes.get(patient, {}).get(image, {}).get("params")}
+        both = [jax.tree.map(lambda leaf: f"{leaf.dtype}{leaf.shape}", p) for p in (found, params)]
+        if params is not None and both[0] != both[1]:
+            raise ValueError(f"{name}: {both[0]} instead of {both[1]}")
+
+
 def _metadata(workdir: str | Path, task: int):
     path = checkpoint_path(workdir, task)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no checkpoint of task {task} here.")
     try:
         metadata = ocp.metadata(path)
-        version = (metadata.custom_metadata or {}).get("format")
+        version = metadata.custom_metadata.get("format")
+        for images in metadata.metadata.values():
+            for own in images.values():
+                dict(own["params"])
+        dict(metadata.custom_metadata.get("digests", {}))  # early runs have none
     except Exception as error:  # of any kind, as the damage may be
         raise CheckpointError(f"{path}: damaged ({first_line(error)}).") from error
     if version != FORMAT:

@@ -2,7 +2,7 @@
 defined, and the checks of its values."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ MATMUL_PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 # What changes no result but by rounding: the size of batches, when a run is saved, what is an
 # error.
 INDIFFERENT = ("scans_per_batch", "checkpoint_every_steps", "strict")
+ALWAYS = ("seed", "num_steps", "batch_size", "huber_delta")  # in the config of every run
+ABSENT = object()
 
 
 def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
@@ -95,38 +97,44 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
       RunError: if it is none.
     """
-    config = _read_json(path)
+    return stored_config(read_json(path), path)
+
+
+def stored_config(config: Any, path: Path) -> dict[str, Any]:
+    """What was read from `path`, in today's terms. It may lack what did not exist when it was
+    written, and name a scenario, field, strategy or data set that is not loaded.
+
+    Raises:
+      RunError: if it is not the config of a run, or has values that no run is made with.
+    """
     known = isinstance(config, dict) and all(
         isinstance(config.get(name), kind)
         for name, kind in {"scenario": str, "strategy": str, "field": dict, "data": dict}.items()
     )
     if not known or not isinstance(config["field"].get("name"), str):
         raise RunError(f"{path}: not the config of a run; another --workdir would be right.")
-    return in_todays_terms(config)
+    config = in_todays_terms(config)
+    faults = [f"config.{name} is missing." for name in ALWAYS if name not in config]
+    faults += _mistyped(config, shipped := _shipped(config))
+    extra = sorted(config["field"].keys() - shipped["field"].keys())
+    if extra and config["field"]["name"] in FIELDS:
+        faults.append(f"config.field: {config['field']['name']} has no {', '.join(extra)}.")
+    names = ("scenario", "field.name", "strategy", "data.dataset")
+    faults = faults or _out_of_range(config, but=names)
+    if faults:
+        raise RunError("\n".join(f"{path}: {fault}" for fault in faults))
+    return config
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The patients.json of a run: a record of each scan, or of a patient who was left out.
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
 
     Raises:
       RunError: if it is none.
     """
-    records = _read_json(path)
-    of_scan = {"image": str, "shape": list, "frame_numbers": list, "spacing": list, "affine": list}
-    for record in records if isinstance(records, list) else [None]:
-        of = {"left_out": list} if isinstance(record, dict) and "left_out" in record else of_scan
-        wanted = {"patient": str, **of}
-        if not isinstance(record, dict) or not all(
-            isinstance(record.get(name), kind) for name, kind in wanted.items()
-        ):
-            raise RunError(f"{path}: not the scans of a run; a copy of the file would be right.")
-    return records
-
-
-def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged ({first_line(error)}).") from error
 
 
@@ -141,69 +149,111 @@ def check_config(config: Mapping[str, Any]) -> None:
     Raises:
       ConfigError: with one line for each of them.
     """
-    if "field" not in config:
+    if not isinstance(config.get("field"), Mapping):
         raise ConfigError(
             "this is not the config of a run; configs/SCENARIO.py:FIELD,STRATEGY would be right."
         )
-    faults = [
-        f"config.{name} must be {check.wanted}, got {value!r}."
-        for name, check, value in _checked(config)
-        if not check.good(value)
-    ]
-    faults = faults or _incompatible(config)
+    shipped = _shipped(config)
+    # The argument of the config file says what the sections of field and strategy hold.
+    lacks = [name for name in shipped if name not in config and name not in STRATEGIES]
+    if isinstance(data := config.get("data"), Mapping):
+        lacks += [f"data.{name}" for name in shipped["data"] if name not in data]
+    faults = [f"config.{name} is missing." for name in lacks] + _mistyped(config, shipped)
+    faults = faults or _out_of_range(config) or _incompatible(config)
     if faults:
         raise ConfigError("\n".join(faults))
 
 
-def _checked(config: Mapping[str, Any]):
-    """Each field's name, its check, and its value."""
+def _shipped(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of what the config holds, as far as its names are known."""
+    names = config.get("scenario"), config["field"].get("name"), config.get("strategy")
+    tables = SCENARIOS, FIELDS, STRATEGIES
+    known = [isinstance(n, str) and n in t for n, t in zip(names, tables, strict=True)]
+    some = [n if k else next(iter(t)) for n, k, t in zip(names, known, tables, strict=True)]
+    shipped = make_config(*some)
+    if not known[1]:
+        shipped["field"] = {"name": ""}
+    return shipped if known[2] else {k: v for k, v in shipped.items() if k != some[2]}
+
+
+def _mistyped(config: Mapping[str, Any], shipped: Mapping[str, Any], within: str = "") -> list[str]:
+    """A line for each value that is there and of another type than the default's."""
+    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "a word"}
+    faults = []
+    for key, default in shipped.items():
+        name, value = f"config.{within}{key}", config.get(key, default)
+        if isinstance(default, Mapping):
+            if isinstance(value, Mapping):
+                faults += _mistyped(value, default, f"{within}{key}.")
+            else:
+                faults.append(f"{name} must be a section, got {value!r}.")
+        elif not (default is None and value is None):
+            kind = int if default is None else type(default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                faults.append(f"{name} must be {kinds[kind]}, got {value!r}.")
+    return faults
+
+
+def _out_of_range(config: Mapping[str, Any], but: Sequence[str] = ()) -> list[str]:
+    """A line for each value that is there and not good, `but` those of these names."""
+    faults = []
+    for name, check in _checks(config):
+        value: Any = config
+        for key in name.split("."):
+            value = value.get(key, ABSENT) if isinstance(value, Mapping) else ABSENT
+        if name not in but and value is not ABSENT and not check.good(value):
+            faults.append(f"config.{name} must be {check.wanted}, got {value!r}.")
+    return faults
+
+
+def _checks(config: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
+    """Each value's name and check."""
     number = Check(lambda x: 0 <= x < 2**32, "from 0 to 2^32 - 1")
     batch = Check(lambda x: x is None or x >= 0, "at least 1, or 0 for all")
     names = Check(lambda x: all(split_words(x)), "names between commas, or empty for all")
     yield from (
-        ("seed", number, config["seed"]),
-        ("num_steps", AT_LEAST_1, config["num_steps"]),
-        (
-            "batch_size",
-            NOT_NEGATIVE._replace(wanted="at least 1, or 0 for every voxel"),
-            config["batch_size"],
-        ),
-        ("learning_rate", POSITIVE, config["learning_rate"]),
-        ("warmup_steps", NOT_NEGATIVE, config["warmup_steps"]),
-        ("huber_delta", POSITIVE, config["huber_delta"]),
-        ("scans_per_batch", batch, config["scans_per_batch"]),
-        (
-            "checkpoint_every_steps",
-            NOT_NEGATIVE._replace(wanted="at least 1, or 0 for never"),
-            config["checkpoint_every_steps"],
-        ),
-        ("matmul_precision", one_of(MATMUL_PRECISIONS), config["matmul_precision"]),
-        ("scenario", one_of(SCENARIOS), config["scenario"]),
-        ("data.dataset", one_of(DATASETS), config["data"]["dataset"]),
-        ("data.patients", names, config["data"]["patients"]),
-        ("data.intensity_range", one_of(INTENSITY_RANGES), config["data"]["intensity_range"]),
+        ("seed", number),
+        ("num_steps", AT_LEAST_1),
+        ("batch_size", NOT_NEGATIVE._replace(wanted="at least 1, or 0 for every voxel")),
+        ("learning_rate", POSITIVE),
+        ("warmup_steps", NOT_NEGATIVE),
+        ("huber_delta", POSITIVE),
+        ("scans_per_batch", batch),
+        ("checkpoint_every_steps", NOT_NEGATIVE._replace(wanted="at least 1, or 0 for never")),
+        ("matmul_precision", one_of(MATMUL_PRECISIONS)),
+        ("scenario", one_of(SCENARIOS)),
+        ("data.dataset", one_of(DATASETS)),
+        ("data.patients", names),
+        ("data.intensity_range", one_of(INTENSITY_RANGES)),
     )
-    # The argument of the config file chose what the sections hold; a flag cannot change it.
+    # A flag cannot change what the sections of field and strategy hold.
     field, strategy, own = config["field"], config["strategy"], constants_of(config)
     set_by = "set by :FIELD,STRATEGY"
     of_field = set(fields.constants(field["name"])) if field["name"] in FIELDS else set()
-    yield "field.name", Check(lambda x: of_field == set(field) - {"name"}, set_by), field["name"]
+    yield "field.name", Check(lambda x: of_field == set(field) - {"name"}, set_by)
     known = strategy in STRATEGIES and config["scenario"] in SCENARIOS
     of_strategy = strategies.constants(strategy, SCENARIOS[config["scenario"]]) if known else {}
     fits = not known or set(of_strategy) == set(own)
-    yield "strategy", Check(lambda x: x in STRATEGIES and fits, set_by), strategy
+    yield "strategy", Check(lambda x: x in STRATEGIES and fits, set_by)
     if of_field:
         for name, check in fields.checks(field["name"]).items():
-            if name in field:
-                yield f"field.{name}", check, field[name]
+            yield f"field.{name}", check
     if known and fits:
         for name, check in STRATEGIES[strategy].checks.items():
-            yield f"{strategy}.{name}", check, own[name]
+            yield f"{strategy}.{name}", check
 
 
 def _incompatible(config: Mapping[str, Any]) -> list[str]:
-    """Why a strategy's constants, the field and the tasks do not go together."""
+    """Why a strategy's constants, the field and the tasks do not go together, or a value would do
+    nothing."""
     tasks = SCENARIOS[config["scenario"]].tasks(config["huber_delta"])
     field, kind = FIELDS[config["field"]["name"]], STRATEGIES[config["strategy"]]
     reason = kind.refuse(constants_of(config), field, tasks)
-    return [f"config.{config['strategy']}.{reason}"] if reason else []
+    faults = [f"config.{config['strategy']}.{reason}"] if reason else []
+    knots, own = config["field"].get("knots", 0), getattr(field, "knots", 0)
+    if knots not in (0, own) and (config["batch_size"] or config["field"]["table_features"] > 1):
+        faults.append(
+            f"config.field.knots = {knots} does nothing: only steps over every voxel, "
+            "config.batch_size = 0, of one table feature ask at knots."
+        )
+    return faults

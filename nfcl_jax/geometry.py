@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 
+MAX_SIZE = 2**15 - 1  # of a NIfTI file along an axis
+
 
 def scanner_affine(affine: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """A header's affine with voxels of the size that its pixdim gives: voxel indices to mm. The two
@@ -33,7 +35,7 @@ def resampled(
       one), and the new grid's affine.
 
     Raises:
-      ValueError: if the spacing is not three positive numbers.
+      ValueError: if the spacing is not three positive numbers, or too small for a NIfTI file.
     """
     spacing = np.asarray(spacing, float)
     if spacing.shape != (3,) or not ((spacing > 0) & np.isfinite(spacing)).all():
@@ -41,6 +43,11 @@ def resampled(
     axes = []
     for size, old, new in zip(shape, own, spacing, strict=True):
         steps = (size - 1) * old / new  # from the first voxel to the last
+        if steps >= MAX_SIZE:
+            raise ValueError(
+                f"spacing of {new:g} mm makes {steps:.3g} voxels along an axis; a NIfTI file has "
+                f"at most {MAX_SIZE}."
+            )
         places = np.arange(int(np.floor(steps + 1e-6)) + 1)
         axes.append(2 * places / steps - 1 if size > 1 else np.zeros(1))
     return axes, affine @ np.diag([*(spacing / np.asarray(own)), 1.0])

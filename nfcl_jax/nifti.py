@@ -1,5 +1,6 @@
 """NIfTI files of what a field makes of a scan, on grids that lie over the scan's."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,7 +8,10 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 
-from nfcl_jax.geometry import resampled, scanner_affine
+from nfcl_jax.data.volumes import memory_of_machine
+from nfcl_jax.geometry import MAX_SIZE, resampled, scanner_affine
+
+BYTES_PER_POINT = 4 * 3 * 5  # of up to five outputs: themselves, what is made of them, and a copy
 
 
 class Sampling(NamedTuple):
@@ -71,12 +75,13 @@ def sampled(
     its record in patients.json.
 
     Raises:
-      ValueError: for a spacing or a number of times that cannot be.
+      ValueError: for a spacing or a number of times that cannot be, or too many points for the
+        memory of this machine.
     """
     *frames, x, y, z = scan["shape"]
     times = wanted.times
-    if times is not None and not (frames and times >= 1):
-        raise ValueError(f"times must be at least 1, and the scan a cine; got {times!r}.")
+    if times is not None and not (frames and 1 <= times <= MAX_SIZE):
+        raise ValueError(f"times must be 1 to {MAX_SIZE}, and the scan a cine; got {times!r}.")
     voxel = list(map(float, scan["spacing"] if wanted.spacing is None else wanted.spacing))
     axes, affine = resampled((x, y, z), np.array(scan["affine"]), scan["spacing"], voxel)
     if frames:
@@ -88,4 +93,10 @@ def sampled(
         first_frame, *_, last_frame = scan["frame_numbers"]
         between_frames = (last_frame - first_frame) / last_frame / (frames[0] - 1)
         voxel.append(between_frames * (last / (count - 1) if count > 1 else 1))
+    needed, available = math.prod(map(len, axes)) * BYTES_PER_POINT, memory_of_machine()
+    if needed > available:
+        raise ValueError(
+            f"{' x '.join(str(len(axis)) for axis in axes)} points need about {needed / 1e9:.1f} "
+            f"GB, this machine has {available / 1e9:.1f} GB; a larger spacing would be right."
+        )
     return axes, affine, voxel

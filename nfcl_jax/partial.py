@@ -16,18 +16,20 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from nfcl_jax.errors import first_line
 from nfcl_jax.records import Fit, Learned, Losses, Partial, PenaltyShare, Score
-from nfcl_jax.storage import write_file
+from nfcl_jax.storage import read_npz, write_file
 
 FORMAT = 2
 
 
-def save(workdir: Path, task: int, scans: dict[str, Partial]) -> None:
-    """Writes what some scans have of task `task`, from 1, each file whole or not at all."""
+def save(workdir: Path, task: int, scans: dict[str, Partial], run: str) -> None:
+    """Writes what some scans have of task `task`, from 1, each file whole or not at all; `run` is
+    the fingerprint of the run's config."""
     folder = _folder(workdir, task)
     folder.mkdir(parents=True, exist_ok=True)
     for name, scan in scans.items():
         about = {
             "format": FORMAT,
+            "run": run,
             "step": scan.step,
             "penalty_share": scan.penalty_share,
             "metrics": [score._asdict() for score in scan.scores],
@@ -42,8 +44,11 @@ def save(workdir: Path, task: int, scans: dict[str, Partial]) -> None:
         write_file(_file(folder, name), buffer.getvalue())
 
 
-def load(workdir: Path, task: int, names: list[str]) -> tuple[dict[str, Partial], list[str]]:
-    """What the scans of these names have of task `task`, those that have something.
+def load(
+    workdir: Path, task: int, names: list[str], run: str
+) -> tuple[dict[str, Partial], list[str]]:
+    """What the scans of these names have of task `task`, those that have something; `run` as in
+    `save`.
 
     Returns:
       The scans by their name, and a line for each file that cannot be used.
@@ -52,7 +57,7 @@ def load(workdir: Path, task: int, names: list[str]) -> tuple[dict[str, Partial]
     for name in names:
         path = _file(_folder(workdir, task), name)
         try:
-            scans[name] = _read(path)
+            scans[name] = _read(path, run)
         except FileNotFoundError:
             pass
         except Exception as error:  # of any kind, as the damage may be
@@ -75,12 +80,13 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name.replace('/', '-')}.npz"
 
 
-def _read(path: Path) -> Partial:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        arrays = dict(file)
+def _read(path: Path, run: str) -> Partial:
+    arrays = read_npz(path)
     about = json.loads(str(arrays.pop("about")))
     if about["format"] != FORMAT:
         raise ValueError(f"format {about['format']} instead of {FORMAT}")
+    if about.get("run", run) != run:  # early ones do not say
+        raise ValueError("of a run of another config")
     optimiser = sum(name.startswith("optimiser/") for name in arrays)
     learned = {k: v for k, v in arrays.items() if k.startswith(("params/", "strategy/"))}
     trees = unflatten_dict(learned, sep="/")

@@ -1,24 +1,34 @@
 """What a run's folder holds beside its checkpoints, and whether it is the run that is asked for."""
 
 import functools
+import hashlib
 import json
-import logging
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from nfcl_jax.config import INDIFFERENT, in_todays_terms, read_config, read_records, split_words
-from nfcl_jax.errors import ConfigError
-from nfcl_jax.fields import create_field, init_params
+from nfcl_jax.checkpoints import checkpoint_path, load_metadata
+from nfcl_jax.config import (
+    INDIFFERENT,
+    in_todays_terms,
+    read_config,
+    read_json,
+    split_words,
+    stored_config,
+)
+from nfcl_jax.errors import ConfigError, RunError
+from nfcl_jax.fields import Field, Params, create_field, init_params
 from nfcl_jax.params import num_parameters
-from nfcl_jax.records import Fit, Score
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS, Task, num_channels
-from nfcl_jax.storage import Label, read_csv, write_file
+from nfcl_jax.storage import Label, write_file
 
-log = logging.getLogger("nfcl_jax")
+LATER = ("intensity_range", "sha256")  # of a scan, which early runs do not have
 
 
 def tasks_of(config: Mapping[str, Any]) -> tuple[Task, ...]:
@@ -48,16 +58,78 @@ def describe_scans(
                 "spacing": scan.spacing,
                 "affine": scan.affine.tolist(),
                 "intensity_range": scan.intensity_range,
-                "parameters": _count_parameters(field, len(scan.shape)),
+                "sha256": scan.sha256,
+                "parameters": num_parameters(_abstract(field, len(scan.shape))),
             }
         )
     return records + [{"patient": name, "left_out": faults} for name, faults in left_out.items()]
 
 
 @functools.lru_cache
-def _count_parameters(field, axes: int) -> int:
+def _abstract(field: Field, axes: int) -> Params:
     init = functools.partial(init_params, field, axes=axes)
-    return num_parameters(jax.eval_shape(init, jax.random.key(0)))
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def params_like(config: Mapping[str, Any], scan_record: Mapping[str, Any], task: int) -> Params:
+    """Shapes and types of the parameters that a task leaves of a scan."""
+    shape = scan_record["shape"]
+    channels = num_channels(SCENARIOS[config["scenario"]].tasks(1.0)[:task])
+    return _abstract(create_field(config["field"], channels, math.prod(shape)), len(shape))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The patients.json of a run: a record of each scan, or of a patient who was left out.
+
+    Raises:
+      RunError: if it is none.
+    """
+    return stored_records(read_json(path), path)
+
+
+def stored_records(records: Any, path: Path) -> list[dict[str, Any]]:
+    """The same of what was read from `path`."""
+    if not isinstance(records, list) or not all(map(_is_record, records)):
+        raise RunError(f"{path}: not the scans of a run; a copy of the file would be right.")
+    for name in (record[k] for record in records for k in ("patient", "image") if k in record):
+        if not re.fullmatch(r"[^./\\][^/\\]*", name):  # it becomes a part of paths
+            raise RunError(f"{path}: {name!r} is no name of a patient.")
+    return records
+
+
+def _is_record(record: Any) -> bool:
+    """Whether this is what patients.json has of a scan, or of a patient who was left out."""
+    if not isinstance(record, dict) or not isinstance(record.get("patient"), str):
+        return False
+    if "left_out" in record:
+        reasons = record["left_out"]
+        return isinstance(reasons, list) and all(isinstance(line, str) for line in reasons)
+    shape, frames = record.get("shape"), record.get("frame_numbers")
+    return (
+        isinstance(record.get("image"), str)
+        and _are_numbers([shape, frames, [record.get("parameters")]], int)
+        and min(shape + frames + [record["parameters"]]) >= 1
+        and len(shape) >= 3
+        and shape[:-3] == ([len(frames)] if len(frames) > 1 else [])
+        and frames == sorted(set(frames))
+        and _are_numbers([record.get("spacing")], int, float)
+        and len(record["spacing"]) == 3
+        and min(record["spacing"]) > 0
+        and isinstance(record.get("affine"), list)
+        and _are_numbers(record["affine"], int, float)
+        and list(map(len, record["affine"])) == [4] * 4
+        and bool(np.linalg.det(np.array(record["affine"], float)))
+    )
+
+
+def _are_numbers(rows: list[Any], *kinds: type) -> bool:
+    """Whether these are lists, none of them empty, of finite numbers."""
+    return all(
+        isinstance(row, list)
+        and bool(row)
+        and all(type(number) in kinds and abs(number) < 1e300 for number in row)
+        for row in rows
+    )
 
 
 def write_description(workdir: Path, config: Mapping[str, Any], scan_records: list[dict]) -> None:
@@ -66,20 +138,17 @@ def write_description(workdir: Path, config: Mapping[str, Any], scan_records: li
     write_file(workdir / "patients.json", json.dumps(scan_records, indent=2))
 
 
-def refuse_another_run(config: Mapping[str, Any], scan_records: list[dict], workdir: Path) -> None:
+def refuse_another_run(
+    config: Mapping[str, Any], scan_records: list[dict] | None, workdir: Path
+) -> None:
     """Raises ConfigError, naming what differs, if `workdir` holds a run of something else, or
-    RunError if its files are no run's."""
+    RunError if its files are no run's. Scans that are not read yet are None."""
     differing = []
-    for name, wanted in (("config.json", config), ("patients.json", scan_records)):
-        path = workdir / name
-        if path.exists():
-            read = read_config if name == "config.json" else read_records
-            pair = [read(path), json.loads(json.dumps(wanted))]
-            if name == "config.json":
-                pair = [_what_matters(in_todays_terms(config)) for config in pair]
-            elif not any("intensity_range" in record for record in pair[0]):  # of early runs
-                pair = [[_without_range(record) for record in records] for records in pair]
-            differing += _differences(*pair, name.split(".")[0])
+    if (workdir / "config.json").exists():
+        there, wanted = read_config(workdir / "config.json"), in_todays_terms(config)
+        differing += _differences(_what_matters(there), _what_matters(wanted), "config")
+    if scan_records is not None and (workdir / "patients.json").exists():
+        differing += differing_scans(read_records(workdir / "patients.json"), scan_records)
     if differing:
         raise ConfigError(
             f"{workdir}: holds a run with\n  "
@@ -88,7 +157,44 @@ def refuse_another_run(config: Mapping[str, Any], scan_records: list[dict], work
         )
 
 
-def _what_matters(config: dict[str, Any]) -> dict[str, Any]:
+def refuse_another_checkpoint(
+    workdir: Path, task: int, config: Mapping[str, Any], scan_records: list[dict]
+) -> None:
+    """Raises RunError, naming what differs, if the checkpoint of a task was left by a run of
+    another config than this, or of other scans than these: one was changed since then.
+
+    Raises:
+      FileNotFoundError, CheckpointError: if there is none, or it cannot be used.
+    """
+    about, path = load_metadata(workdir, task), checkpoint_path(workdir, task)
+    configs, names = [stored_config(about.get("config"), path), config], names_of(scan_records)
+    there, wanted = map(_matters_to_a_field, configs)
+    scans = stored_records(about.get("scans"), path)
+    scans = [r for r in scans if "left_out" not in r and _name_of(r) in names]
+    differing = _differences(there, wanted, "config") + differing_scans(scans, scan_records)
+    if differing:
+        raise RunError(
+            f"{path}: left by a run with\n  "
+            + "\n  ".join(differing)
+            + f"\nCopies of {workdir}/config.json, patients.json and checkpoints/ as one run left "
+            "them would be right."
+        )
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """The same for configs that make the same fields of the same scans."""
+    matters = json.dumps(_matters_to_a_field(in_todays_terms(config)), sort_keys=True)
+    return hashlib.sha256(matters.encode()).hexdigest()
+
+
+def _matters_to_a_field(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What matters but where the scans are, and who else was fitted."""
+    config = _what_matters(config)
+    data = {k: v for k, v in config["data"].items() if k not in ("root", "patients")}
+    return config | {"data": data}
+
+
+def _what_matters(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config without what changes no result, and without the spelling of a path or the order of
     patients."""
     given = config["data"]
@@ -98,8 +204,16 @@ def _what_matters(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in INDIFFERENT} | {"data": data}
 
 
-def _without_range(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in record.items() if k != "intensity_range"}
+def differing_scans(there: list[dict], wanted: list[dict]) -> list[str]:
+    """A line for each difference between the scans of two patients.json."""
+    both = [{_name_of(r): r for r in json.loads(json.dumps(s))} for s in (there, wanted)]
+    if both[0].keys() != both[1].keys():
+        return [f"patients = {' instead of '.join(', '.join(own) or 'none' for own in both)}"]
+    early = [key for key in LATER if not any(key in record for record in both[0].values())]
+    for record in (record for own in both for record in own.values()):
+        for key in early:
+            record.pop(key, None)
+    return _differences(*both, "patients")
 
 
 def _differences(there, wanted, name: str) -> list[str]:
@@ -110,21 +224,10 @@ def _differences(there, wanted, name: str) -> list[str]:
     return [] if there == wanted else [f"{name} = {there!r} instead of {wanted!r}"]
 
 
-def read_rows(workdir: Path, most: int) -> tuple[list[Score], list[Fit]]:
-    """What a run's folder holds of its first `most` tasks.
+def _name_of(record: Mapping[str, Any]) -> str:
+    return record["patient"] if "left_out" in record else f"{record['patient']}/{record['image']}"
 
-    Raises:
-      ConfigError: if they cannot be read, or a task has no rows.
-    """
-    try:
-        scores = read_csv(workdir / "metrics.csv", Score)
-        fits = read_csv(workdir / "fits.csv", Fit)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    for task in range(1, most + 1):
-        if not any(row.trained_task == task for row in scores):
-            raise ConfigError(f"{workdir / 'metrics.csv'}: has no rows of task {task}.")
-    return (
-        [row for row in scores if row.trained_task <= most],
-        [row for row in fits if row.task <= most],
-    )
+
+def names_of(scan_records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Of the scans in patients.json, such as "patient001/cine"."""
+    return [_name_of(record) for record in scan_records if "left_out" not in record]

@@ -13,20 +13,24 @@ import pandas as pd
 
 from nfcl_jax import checkpoints, partial, run_log
 from nfcl_jax.batching import device_mesh
-from nfcl_jax.config import constants_of, split_words
+from nfcl_jax.config import constants_of, read_config, split_words
 from nfcl_jax.data.cohorts import Cohort, read_cohort, refuse_faults
 from nfcl_jax.data.phantom import write_phantom
-from nfcl_jax.errors import CheckpointError, ConfigError
+from nfcl_jax.errors import CheckpointError, ConfigError, RunError
 from nfcl_jax.fitting import Recipe, points_per_step
 from nfcl_jax.locks import Stopped
 from nfcl_jax.loop import Hooks, Start, learn
-from nfcl_jax.records import Progress, TaskResult
+from nfcl_jax.records import Learned, Progress, TaskResult
 from nfcl_jax.report.results import as_frame, per_patient
 from nfcl_jax.report.tables import summary_of_run
+from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import (
     describe_scans,
+    fingerprint,
     label_of,
-    read_rows,
+    names_of,
+    params_like,
+    refuse_another_checkpoint,
     refuse_another_run,
     tasks_of,
     write_description,
@@ -77,12 +81,15 @@ def read_data(config: Mapping[str, Any], scenarios: Iterable[str], workdir: Path
     config names no root.
 
     Raises:
+      ConfigError: if it names another data set than the phantom's, and no root.
       DataError: if there are faults that the config does not skip, or nothing is left.
     """
     data = config["data"]
     root, dataset = data["root"], data["dataset"]
     if not root:
-        root, dataset = written_phantom(workdir), "acdc"
+        if dataset != "acdc":
+            raise ConfigError(f"config.data.dataset = {dataset!r} needs config.data.root.")
+        root = written_phantom(workdir)
         log.info("no config.data.root: running on the built-in phantom, written to %s", root)
     cohort = read_cohort(
         root, scenarios, split_words(data["patients"]), dataset, data["intensity_range"]
@@ -130,6 +137,7 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
 
     Raises:
       ConfigError: if the folder holds another run.
+      RunError: if its files are not what a run leaves.
       CheckpointError, OSError: if something cannot be written.
       InactivePenaltyError: if the strategy does nothing.
       Stopped: once asked to stop, when all that was done is saved.
@@ -146,8 +154,9 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
         write_description(workdir, config, scan_records)
         label, metadata = label_of(config), {"config": config, "scans": scan_records}
         started = time.monotonic()
-        start = _learned_before(workdir, len(tasks))
-        scores, fits = read_rows(workdir, start.task) if start.task else ([], [])
+        start = _learned_before(workdir, config, scan_records)
+        names = [scan.name for scan in scans]
+        scores, fits = read_rows(workdir, config, names, start.task) if start.task else ([], [])
         if start.task:
             log.info("%d of %d tasks were learned before", start.task, len(tasks))
         for result in _learn(config, scans, workdir, start, caller):
@@ -170,18 +179,24 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
     return Outcome(summary, sorted(map("/".join, failed)), not everyone <= failed)
 
 
-def _learned_before(workdir: Path, num_tasks: int) -> Start:
+def _learned_before(
+    workdir: Path, config: Mapping[str, Any], scan_records: list[dict[str, Any]]
+) -> Start:
     """How many tasks the folder holds, and what the last of them left, unless it was the last of
-    all. Checkpoints that cannot be used are set aside."""
+    all. Checkpoints that cannot be used are set aside.
+
+    Raises:
+      RunError: if a checkpoint is another run's.
+    """
     there, learned = checkpoints.finished_tasks(workdir), checkpoints.num_learned(workdir)
-    if learned == num_tasks:
+    if learned == len(tasks_of(config)):
         return Start(learned)
     if len(there) > learned:
         log.warning("%s: no checkpoint of task %d", workdir, learned + 1)
     left = {}
     while learned and not left:
         try:
-            left = checkpoints.load_all(workdir, learned)
+            left = _load_all(workdir, learned, config, scan_records)
         except CheckpointError as error:
             log.warning("%s", error)
             learned -= 1
@@ -192,6 +207,17 @@ def _learned_before(workdir: Path, num_tasks: int) -> Start:
     return Start(learned, left)
 
 
+def _load_all(
+    workdir: Path, task: int, config: Mapping[str, Any], scan_records: list[dict[str, Any]]
+) -> dict[str, Learned]:
+    """What a task left of every scan, if this config and these scans are what it was learned by."""
+    refuse_another_checkpoint(workdir, task, config, scan_records)
+    of_scans = [record for record in scan_records if "left_out" not in record]
+    likes = [params_like(config, record, task) for record in of_scans]
+    like = dict(zip(names_of(of_scans), likes, strict=True))
+    return checkpoints.load_all(workdir, task, like)
+
+
 def _learn(
     config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, start: Start, caller: Caller
 ) -> Iterator[TaskResult]:
@@ -199,12 +225,13 @@ def _learn(
     tasks = tasks_of(config)
     if start.task == len(tasks):
         return
-    begun, faults = partial.load(workdir, start.task + 1, [scan.name for scan in scans])
+    names = [scan.name for scan in scans]
+    begun, faults = partial.load(workdir, start.task + 1, names, fingerprint(config))
     for fault in faults:
         log.warning(fault)
     start = start._replace(partial=begun)
     if not start.task and caller.twin:
-        first = _first_task_of(caller.twin)
+        first = _first_task_of(caller.twin, describe_scans(scans, config, {}))
         if first:
             start = Start(1, first.learned)
             log.info("task 1 of %d is taken from %s", len(tasks), caller.twin)
@@ -216,13 +243,15 @@ def _learn(
     yield from learn(scans, tasks, recipe_of(config), mesh, start, hooks)
 
 
-def _first_task_of(twin: Path) -> TaskResult | None:
-    """What a run has of its first task, if that can be used."""
+def _first_task_of(twin: Path, scan_records: list[dict[str, Any]]) -> TaskResult | None:
+    """What a run has of its first task on these scans, if that can be used."""
     if 1 not in checkpoints.finished_tasks(twin):
         return None
     try:
-        return TaskResult(1, checkpoints.load_all(twin, 1), *read_rows(twin, 1))
-    except (CheckpointError, ConfigError, OSError) as error:
+        config = read_config(twin / "config.json")
+        rows = read_rows(twin, config, names_of(scan_records), 1)
+        return TaskResult(1, _load_all(twin, 1, config, scan_records), *rows)
+    except (CheckpointError, RunError, OSError) as error:
         log.warning("%s Task 1 is learned again.", error)
         return None
 
@@ -238,7 +267,7 @@ def keeper(config: Mapping[str, Any], workdir: Path, asked_to_stop) -> Callable:
         done, number = step == config["num_steps"], asked_to_stop()
         every = config["checkpoint_every_steps"]
         if done or number or (every and step - last >= every):
-            partial.save(workdir, task, snapshot())
+            partial.save(workdir, task, snapshot(), fingerprint(config))
             saved = task, 0 if done else step
         if number:
             raise Stopped(number)

@@ -7,15 +7,14 @@ run.to_nifti("patient001", task=4, path="p1.nii.gz", spacing=(1, 1, 2), times=20
 
 import dataclasses
 import html
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nfcl_jax import checkpoints, nifti, sizes
-from nfcl_jax.config import constants_of, read_config, read_records
+from nfcl_jax import checkpoints, nifti, run_folder, sizes
+from nfcl_jax.config import constants_of, read_config
 from nfcl_jax.data.cohorts import DATASETS, read_scans
 from nfcl_jax.errors import DataError
 from nfcl_jax.fields import FIELDS, Params, create_field
@@ -25,6 +24,8 @@ from nfcl_jax.metrics import format_number, metrics_of
 from nfcl_jax.metrics import score as score_task
 from nfcl_jax.nifti import Sampling, sampled
 from nfcl_jax.params import num_output_channels
+from nfcl_jax.records import Score
+from nfcl_jax.rows import read_rows
 from nfcl_jax.scenarios import SCENARIOS, Task, num_frames
 
 
@@ -47,10 +48,15 @@ class Run:
     @property
     def scores(self) -> pd.DataFrame:
         """metrics.csv: patient, image, trained_task, evaluated_task, metric, value; empty before
-        the first task is learned."""
-        path = self.workdir / "metrics.csv"
-        columns = ["patient", "image", "trained_task", "evaluated_task", "metric", "value"]
-        return pd.read_csv(path)[columns] if path.exists() else pd.DataFrame(columns=columns)
+        the first task is learned.
+
+        Raises:
+          RunError: if the run left other rows.
+        """
+        learned, rows = min(max(self.tasks, default=0), len(self._tasks())), []
+        if learned:
+            rows, _ = read_rows(self.workdir, self.config, run_folder.names_of(self.scans), learned)
+        return pd.DataFrame(rows, columns=Score._fields)
 
     def table(self) -> pd.DataFrame:
         """A row for each scan: its grid, voxels in mm, numbers of its field, and for each task the
@@ -98,7 +104,9 @@ class Run:
         for the arguments and errors."""
         scan = self._scan(patient, image)
         self._check_task(task)
-        return checkpoints.load(self.workdir, task, scan["patient"], scan["image"])
+        run_folder.refuse_another_checkpoint(self.workdir, task, self.config, [scan])
+        like = run_folder.params_like(self.config, scan, task)
+        return checkpoints.load(self.workdir, task, scan["patient"], scan["image"], like)
 
     def field(
         self,
@@ -122,6 +130,7 @@ class Run:
         Raises:
           KeyError: if the run has no such patient, image or task.
           CheckpointError: if the checkpoint is damaged, or of a later version.
+          RunError: if config.json or patients.json are not those of the checkpoint.
           ValueError: for other units.
         """
         scan = self._scan(patient, image)
@@ -160,13 +169,14 @@ class Run:
           The path.
 
         Raises:
-          ValueError: for another output, spacing, number of times or ending; for a mask before it
-            was learned, and for a DINER between its voxels without `interpolate`.
-          KeyError, CheckpointError: as for `field`.
+          ValueError: for another output, spacing, number of times or ending, or more voxels than
+            can be; for a mask before it was learned, and for a DINER between its voxels without
+            `interpolate`.
+          KeyError, CheckpointError, RunError: as for `field`.
         """
         scan, wanted = self._scan(patient, image), Sampling(**sampling)
         nifti.check_name(path)
-        self._check_task(task)
+        field = self.field(patient, task, image, "grid", wanted.interpolate)
         tasks = self._tasks()[:task]
         heads = {t.head.name: t.head for t in tasks}
         outputs = {name: heads[name] for name in heads}
@@ -177,7 +187,6 @@ class Run:
                 f"output must be one of {', '.join(outputs)} after task {task}, got {output!r}."
             )
         axes, affine, voxel = sampled(scan, wanted, num_frames(tasks))
-        field = self.field(patient, task, image, "grid", wanted.interpolate)
         channels = field.on_grid(axes)[..., outputs[output].channels]
         volume = {
             "image": lambda: np.clip(channels[..., 0], 0, 1),
@@ -201,7 +210,7 @@ class Run:
 
         Raises:
           DataError: if the scan's files cannot be read, or hold another scan.
-          KeyError, CheckpointError: as for `field`.
+          KeyError, CheckpointError, RunError: as for `field`.
         """
         record, data = self._scan(patient, image), self.config["data"]
         root = Path(root or data["root"] or self.workdir / "phantom")
@@ -210,10 +219,10 @@ class Run:
         scans = read_scans(root, self.config["scenario"], [patient], dataset, scaled_by)
         (found,) = DATASETS[dataset].find(root, [patient])
         (scan,) = (s for s in scans if s.image == record["image"])
-        if list(scan.shape) != list(record["shape"]):
+        there = run_folder.describe_scans([scan], self.config, {})
+        if differing := run_folder.differing_scans([record], there):
             raise DataError(
-                f"{root}: {scan.name} has the grid {scan.shape}; the run was fitted to "
-                f"{tuple(record['shape'])}."
+                "\n  ".join([f"{root}: other scans than those of the run, which has", *differing])
             )
         tasks = self._tasks()[:task]
         frames = num_frames(tasks)
@@ -263,8 +272,7 @@ def open_run(workdir: str | Path) -> Run:
     Raises:
       FileNotFoundError: if the folder holds no run.
       RunError: if config.json or patients.json are none.
-      ValueError: if the name of a patient is none, or the run's field or scenario is defined in a
-        file that was not loaded.
+      ValueError: if the run's field or scenario is defined in a file that was not loaded.
     """
     workdir = Path(workdir)
     config, scans = workdir / "config.json", workdir / "patients.json"
@@ -274,11 +282,7 @@ def open_run(workdir: str | Path) -> Run:
             hint = f" {cells[0].parent} would be one." if cells else ""
             raise FileNotFoundError(f"{path}: missing; {workdir} is not the folder of a run.{hint}")
     tasks = checkpoints.finished_tasks(workdir)
-    records = [r for r in read_records(scans) if "left_out" not in r]
-    for record in records:
-        # They become parts of paths.
-        if not all(re.fullmatch(r"[^./\\][^/\\]*", record[key]) for key in ("patient", "image")):
-            raise ValueError(f"{scans}: {record['patient']!r} is no name of a patient.")
+    records = [r for r in run_folder.read_records(scans) if "left_out" not in r]
     given = read_config(config)
     for kind, name, known in (
         ("scenario", given["scenario"], SCENARIOS),

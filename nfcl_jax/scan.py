@@ -1,6 +1,8 @@
 """One image that one field is fitted to, and the scaling of its intensities."""
 
 import dataclasses
+import functools
+import hashlib
 
 import numpy as np
 
@@ -20,6 +22,7 @@ class Scan:
       intensity_range: what 0 and 1 stand for, in the file's values.
       cine_range: the smallest and the largest of the patient's whole cine, likewise, or None where
         there is none.
+      warnings: what should be known of its files, a line each.
     """
 
     patient: str
@@ -31,6 +34,7 @@ class Scan:
     affine: np.ndarray
     intensity_range: tuple[float, float] = (0.0, 1.0)
     cine_range: tuple[float, float] | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -40,6 +44,14 @@ class Scan:
     def shape(self) -> tuple[int, ...]:
         """The grid of coordinates: (frame, x, y, z) of a cine, (x, y, z) of a single frame."""
         return self.intensities.shape if self.num_frames > 1 else self.intensities.shape[1:]
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the intensities, and of the labels if there are some."""
+        state = hashlib.sha256(np.ascontiguousarray(self.intensities))
+        if self.labels is not None:
+            state.update(np.ascontiguousarray(self.labels))
+        return state.hexdigest()
 
     @property
     def num_frames(self) -> int:

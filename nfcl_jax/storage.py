@@ -5,10 +5,14 @@ import csv
 import io
 import os
 import threading
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+MAX_RATIO = 100  # bytes of arrays to those of their files; scans and parameters hardly shrink
 PART = ".part"  # ends the name of a file that is not whole yet
 LOCK = ".lock"  # of a folder in which one process at a time is at work
 
@@ -49,6 +53,27 @@ def remove_parts(folder: Path) -> None:
                 (below / name).unlink(missing_ok=True)
 
 
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file; nothing is unpickled.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      Exception: of any kind, as the damage may be, or if they are out of proportion to the file.
+    """
+    contents = io.BytesIO(path.read_bytes())
+    with zipfile.ZipFile(contents) as file:
+        refuse_inflated(sum(part.file_size for part in file.infolist()), path.stat().st_size)
+    with np.load(contents, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def refuse_inflated(size: int, there: int) -> None:
+    """Raises ValueError if `size` bytes come out of `there` bytes of files and that is out of
+    proportion: a folder of zeros takes next to nothing, and could fill the memory."""
+    if size > MAX_RATIO * there + 2**20:
+        raise ValueError(f"arrays of {size / 1e6:.0f} MB in files of {there / 1e6:.3f} MB")
+
+
 def write_csv(path: Path, rows: Sequence[Any], label: Label | None = None) -> None:
     """Rows, NamedTuples, one line each after the values of `label`, with their fields' names as
     header; floats with all their digits. No file is written if there are no rows."""
@@ -76,5 +101,5 @@ def read_csv(path: Path, row_type: type) -> list[Any]:
             missing = row_type._field_defaults.keys() - set(reader.fieldnames or ())
             types = {k: t for k, t in row_type.__annotations__.items() if k not in missing}
             return [row_type(**{k: parse[t](row[k]) for k, t in types.items()}) for row in reader]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise ValueError(f"{path}: not the rows of a run ({error!r}).") from error

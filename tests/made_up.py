@@ -12,6 +12,7 @@ FIELDS = ("pe_relu", "siren", "finer", "diner")
 STRATEGIES = ("finetune", "distillation")
 PATIENTS = [f"patient{i:03d}" for i in range(1, 6)]
 COHORT = [f"patient{i:03d}" for i in range(1, 41)]  # enough to decide every claim
+AFFINE = [[float(i == j) for j in range(4)] for i in range(4)]
 METRICS = {"image": ("psnr", "ssim"), "mask": ("dsc", "dsc_rv", "dsc_myo", "dsc_lv")}
 # PSNR at the end of a first frame or image, and of a last frame, such that every claim holds.
 FIRST = {
@@ -53,14 +54,22 @@ def write_run(
     folder.mkdir(parents=True)
     config = {
         "scenario": scenario, "field": {"name": field}, "strategy": strategy, "seed": seed,
-        "num_steps": 500, "batch_size": 4096, "data": {},
+        "num_steps": 500, "batch_size": 4096, "huber_delta": 1.0, "data": {},
     }  # fmt: skip
     if own := constants(strategy, SCENARIOS[scenario]) | given:
         config[strategy] = own
     tasks = SCENARIOS[scenario].tasks(1.0)
-    rows, fits = [], []
+    rows, fits, records = [], [], []
+    grid = {
+        "shape": [8, 8, 2],
+        "frame_numbers": [1],
+        "spacing": [1.0] * 3,
+        "affine": AFFINE,
+        "parameters": 9,
+    }
     for patient in patients:
         for image in ["cine"] if scenario == "domain_expansion" else ["ED", "ES"]:
+            records.append({"patient": patient, "image": image, "parameters": 9, **grid})
             for trained in range(1, len(tasks) + 1):
                 fits.append(Fit(patient, image, trained, 1e-3, 0.0, False, False, 0))
                 for evaluated in range(1, trained + 1):
@@ -72,7 +81,7 @@ def write_run(
                         row = Score(patient, image, trained, evaluated, metric, value)
                         rows.append(row)
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "patients.json").write_text("[]")
+    (folder / "patients.json").write_text(json.dumps(records))
     write_csv(folder / "metrics.csv", rows, Label(scenario, field, strategy, seed))
     write_csv(folder / "fits.csv", fits)
     (folder / "summary.csv").write_text("the mark of a finished run")

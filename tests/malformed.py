@@ -50,7 +50,21 @@ def header(offset, form, *values):
     return damage
 
 
-DIM, DATATYPE, PIXDIM, SLOPE = 40, 70, 76, 112
+DIM, DATATYPE, PIXDIM, OFFSET, SLOPE = 40, 70, 76, 108, 112
+
+
+def pushed(size, claimed=0):
+    """Voxels that begin after `size` bytes of zeros, which an extension may claim to be its own."""
+
+    def damage(patient):
+        path = patient / CINE
+        data = bytearray(gzip.decompress(path.read_bytes()))
+        struct.pack_into("<f", data, OFFSET, 352 + size)
+        extension = struct.pack("<4b2i", 1, 0, 0, 0, claimed, 6) if claimed else bytes(4)
+        filled = data[:348] + extension + bytes(size - 8 * bool(claimed)) + data[352:]
+        path.write_bytes(gzip.compress(bytes(filled)))
+
+    return damage
 
 
 def link_nowhere(patient):
@@ -115,6 +129,17 @@ def affine(matrix):
     return damage
 
 
+def placed(change):
+    """A mask with another affine; its voxels stay as they are."""
+
+    def damage(patient):
+        path = next(patient.glob("*_gt.nii.gz"))
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), change(image.affine)), path)
+
+    return damage
+
+
 def blank(place):
     def function(cine):
         cine[..., place] = 5
@@ -142,6 +167,14 @@ FAULTS = {
     "frames in words": (info("ED: 1\nES: 5\nNbFrame: twenty"), "NbFrame must be a number"),
     "voxels in metres": (header(PIXDIM + 4, "<3f", 0.0018, 0.0018, 0.01), "to 1000 mm would be"),
     "a mask of other voxels": (other_voxels, r"_gt.nii.gz: voxels of .* mm, its image's"),
+    "a mirrored mask": (
+        placed(lambda affine: np.diag([-1.0, 1, 1, 1]) @ affine),
+        r"_gt.nii.gz: its axes point to R A S, those of patient002_frame\d\d.nii.gz to L A S; a",
+    ),
+    "a mask of other axes": (
+        placed(lambda affine: affine[[1, 0, 2, 3]]),
+        "its axes point to P R S",
+    ),
     "a mask of one label": (change("*_gt.nii.gz", lambda x: x * 0 + 3), "every voxel is 3; a mask"),
     "no cine": (remove("*_4d.nii.gz"), f"{CINE}: missing"),
     "no image": (remove("*_frame??.nii.gz"), r"frame\d\d.nii.gz: missing"),
@@ -157,6 +190,10 @@ FAULTS = {
     "not a number": (change(CINE, spoil(np.nan)), f"{CINE}: 20 voxels are not finite"),
     "infinite": (change(CINE, spoil(np.inf)), f"{CINE}: 20 voxels are not finite"),
     "constant": (change(CINE, lambda x: x * 0 + 3), f"{CINE}: every voxel is 3"),
+    "voxels far away": (pushed(2**21), "vox_offset is 2097504; voxels that begin within the first"),
+    "a long extension": (pushed(2**21, 2**21), "vox_offset is 2097504"),
+    "an extension that is cut": (pushed(2**10, 2**30), f"{CINE}: not a readable NIfTI"),
+    "no offset": (header(OFFSET, "<f", np.nan), f"{CINE}: not a readable NIfTI"),
     "three frames": (change(CINE, lambda x: x[..., :3]), "4 frames are wanted, the scan has 3"),
     "no frames": (change(CINE, lambda x: x[..., 0]), "expected 4 dimensions"),
     "five dimensions": (change(CINE, lambda x: x[..., None, None]), "expected 4 dimensions"),

@@ -1,10 +1,11 @@
 import json
+import tracemalloc
 
 import jax
 import numpy as np
 import pytest
 
-from nfcl_jax import checkpoints
+from nfcl_jax import checkpoints, storage
 from nfcl_jax.errors import CheckpointError
 from nfcl_jax.records import Learned
 
@@ -133,3 +134,38 @@ def test_tasks_count_up_to_the_first_gap(saved):
     assert checkpoints.num_learned(saved[0]) == 2
     assert checkpoints.set_aside(saved[0], 4).is_dir()
     assert checkpoints.finished_tasks(saved[0]) == (1, 2)
+
+
+def test_arrays_that_would_fill_the_memory_are_refused_before_they_are_made(tmp_path):
+    """Zeros, of which a small folder may hold any number; and those of another field than is
+    asked for."""
+    zeros = {"params": {"table": np.zeros((10**7, 1), "f4")}}
+    checkpoints.save(tmp_path, 1, {"p/ED": Learned(zeros, {})}, {})
+    tracemalloc.start()
+    for load in (checkpoints.load_all, lambda *key: checkpoints.load(*key, "p", "ED")):
+        with pytest.raises(CheckpointError, match=r"task_1: damaged \(arrays of 40 MB in files of"):
+            load(tmp_path, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
+
+
+def test_parameters_of_another_shape_than_is_asked_for_are_refused(saved):
+    workdir, params = saved
+    same = checkpoints.load(workdir, 2, "patient001", "ED", params["patient001/ED"])
+    jax.tree.map(np.testing.assert_array_equal, same, params["patient001/ED"])
+    for like in (params["patient002/ED"], {"params": {"table": np.zeros((11, 1), "f4")}}):
+        with pytest.raises(CheckpointError, match=r"damaged \(patient001/ED: .*instead of"):
+            checkpoints.load(workdir, 2, "patient001", "ED", like)
+        with pytest.raises(CheckpointError, match=r"damaged \(patient001/ED: .*instead of"):
+            checkpoints.load_all(workdir, 2, {"patient001/ED": like})
+    with pytest.raises(CheckpointError, match=r"damaged \(patient003/ED: "):
+        checkpoints.load_all(workdir, 2, {"patient003/ED": like})
+
+
+def test_an_npz_that_would_fill_the_memory_is_refused(tmp_path):
+    np.savez_compressed(tmp_path / "zeros.npz", zeros=np.zeros(10**7))
+    np.savez_compressed(tmp_path / "noise.npz", noise=RNG.normal(size=10**5))
+    with pytest.raises(ValueError, match=r"arrays of 80 MB in files of 0\.078 MB"):
+        storage.read_npz(tmp_path / "zeros.npz")
+    assert storage.read_npz(tmp_path / "noise.npz")["noise"].shape == (10**5,)

@@ -7,7 +7,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-from malformed import CINE, FAULTS, change
+from malformed import CINE, FAULTS, change, placed
 from small import make_scan
 from test_readme import run
 
@@ -87,6 +87,29 @@ def test_the_same_scan_under_two_names_is_a_warning(root):
     assert not cohort.faults
     assert len(cohort.warnings) == 3  # the cine, ED and ES
     assert "patient003: the same cine as patient001's" in cohort.warnings[0]
+
+
+@pytest.mark.parametrize(("mm", "warnings"), [(500, 1), (3, 1), (0.5, 0)])
+def test_a_mask_that_lies_elsewhere_is_a_warning(root, mm, warnings):
+    """From half a voxel on. The affine that nibabel guesses where a file has none is no place."""
+    shift = np.eye(4)
+    shift[0, 3] = mm
+    placed(lambda affine: shift @ affine)(root / "patient002")
+    cohort = read_cohort(root, SCENARIOS)
+    assert not cohort.faults and len(cohort.warnings) == warnings
+    for line in cohort.warnings:
+        assert f"_gt.nii.gz: by its affine up to {mm} mm away from patient002_frame" in line
+    mask = next((root / "patient002").glob("*_gt.nii.gz"))
+    image = nib.load(mask)
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), mask)
+    cohort = read_cohort(root, SCENARIOS)
+    assert not cohort.faults and not cohort.warnings
+
+
+def test_no_real_mask_lies_elsewhere(acdc_root):
+    cohort = read_cohort(acdc_root, SCENARIOS)
+    assert not cohort.faults and not cohort.warnings
 
 
 def test_large_volumes_are_refused_by_the_memory_of_the_machine(root, monkeypatch):

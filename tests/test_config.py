@@ -6,6 +6,7 @@ from configs import domain_expansion
 from nfcl_jax.config import check_config, in_todays_terms, make_config
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fields import FIELDS
+from nfcl_jax.runner import read_data
 from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.strategies import STRATEGIES
 
@@ -89,3 +90,20 @@ def test_a_config_of_an_earlier_version_is_read_in_todays_terms():
     del early["warmup_steps"]
     assert in_todays_terms(early)["field"]["knots"] == 0  # its full batches asked every voxel
     assert in_todays_terms(early)["warmup_steps"] == 0
+
+
+def test_a_value_that_would_do_nothing_is_refused(tmp_path):
+    """DINER's knots, where its steps do not ask at them; and a data set without its files."""
+    for changes, knots in (({"batch_size": 4096}, 64), ({"batch_size": 4096}, 1024), ({}, 64)):
+        config = make_config("domain_expansion", "diner", "finetune")
+        config |= changes
+        config["field"]["knots"] = knots
+        if changes and knots == 64:
+            with pytest.raises(ConfigError, match=r"config\.field\.knots = 64 does nothing"):
+                check_config(config)
+        else:
+            check_config(config)
+    config["data"]["dataset"] = "mine"
+    with pytest.raises(ConfigError, match=r"dataset = 'mine' needs config\.data\.root"):
+        read_data(config, ["domain_expansion"], tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,19 +1,24 @@
 """Whatever is read from outside either can be used or is refused in the project's own words."""
 
 import gzip
+import json
+import shutil
 import tempfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_runs import STORED
 
+import nfcl_jax
 from configs import domain_expansion
 from configs.base import get_config
 from nfcl_jax.config import check_config
 from nfcl_jax.data.acdc import read_cine, read_info
-from nfcl_jax.errors import ConfigError, DataError
+from nfcl_jax.errors import ConfigError, DataError, RunError
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.strategies import STRATEGIES
@@ -128,3 +133,47 @@ def test_any_number_in_a_config(scenario, field, name, value):
         assert str(error).startswith(f"config.{name} must be ")
         return
     assert value >= 0
+
+
+values = (
+    st.none() | st.booleans() | numbers | st.text(max_size=9) | st.lists(st.integers(), max_size=4)
+)
+
+
+@settings(many, max_examples=100)
+@given(
+    name=st.sampled_from(["config.json", "patients.json"]),
+    place=st.integers(0, 10**6),
+    value=values | st.just({}) | st.sampled_from([10**30, -(10**400), [[1.0]], "siren", "../a"]),
+)
+def test_any_value_in_a_runs_files(name, place, value):
+    """It is told by its type, its range, or the checkpoint; or the field is what it was."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(STORED, folder, dirs_exist_ok=True)
+        contents = json.loads((Path(folder) / name).read_text())
+        owner, key = [*places(contents)][place % len([*places(contents)])]
+        owner[key] = value
+        (Path(folder) / name).write_text(json.dumps(contents))
+        try:
+            run = nfcl_jax.open_run(folder)
+            found = repr(run) and run.params("patient002", 4)
+        except RunError:
+            return
+        except ValueError as error:
+            assert "unknown" in str(error)  # the name of a field or a scenario
+            return
+        except KeyError:  # a patient who has another name now
+            assert owner is contents[1] and key in ("patient", "image")
+            return
+    jax.tree.map(np.testing.assert_array_equal, found, EXPECTED.params("patient002", 4))
+
+
+EXPECTED = nfcl_jax.open_run(STORED)
+
+
+def places(tree):
+    """Each dictionary or list within, with each of its keys."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield tree, key
+        if isinstance(value, dict | list):
+            yield from places(value)

@@ -10,13 +10,13 @@ ORDER = [
     "strategies.base", "strategies.distillation", "strategies.ewc", "strategies",
     "metrics", "arguments", "step", "batching", "fitting", "loop",
     "checkpoints", "partial", "locks",
-    "data.volumes", "data.acdc", "data.phantom", "data.cohorts", "config",
-    "geometry", "fitted", "nifti", "sizes", "runs",
+    "geometry", "data.volumes", "data.acdc", "data.phantom", "data.cohorts", "config",
+    "run_folder", "rows", "fitted", "nifti", "sizes", "runs",
     "report.statistics", "report.results", "report.tables", "report.caveats", "report.verdicts",
     "report.claims",
     "report.figures", "report.shown", "report.panels", "report.viewer", "report.page",
     "report.report", "report.study",
-    "run_folder", "run_log", "runner",
+    "run_log", "runner",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "nfcl_jax"
 

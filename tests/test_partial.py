@@ -7,6 +7,7 @@ from small import FRAMES, IMAGE_AND_MASK, cohort, distilled, recipe, scans_for, 
 
 from nfcl_jax import fitting, partial, runner
 from nfcl_jax.batching import device_mesh
+from nfcl_jax.config import make_config
 from nfcl_jax.loop import Hooks, Start, learn
 from nfcl_jax.strategies.ewc import ewc
 
@@ -38,7 +39,7 @@ def test_a_task_goes_on_from_any_chunk_to_the_same_bits(how, tasks, monkeypatch,
         def stop(task, step, snapshot, stops=stops):
             stops.append(step)
             if len(stops) == 1:
-                partial.save(tmp_path, task, snapshot())
+                partial.save(tmp_path, task, snapshot(), "a run")
                 raise PowerError
 
         start = Start(len(results), results[-1].learned if results else {}, begun)
@@ -49,7 +50,7 @@ def test_a_task_goes_on_from_any_chunk_to_the_same_bits(how, tasks, monkeypatch,
         except PowerError:
             places += 1
         names = [scan.name for scan in scans]
-        begun, faults = partial.load(tmp_path, len(results) + 1, names)
+        begun, faults = partial.load(tmp_path, len(results) + 1, names, "a run")
         assert not faults
     # Per task: two chunks before the last of each of two batches, and the end of the first batch.
     assert places == 5 * len(tasks)
@@ -82,16 +83,19 @@ def test_a_damaged_file_of_a_partial_checkpoint_is_named(tmp_path):
     scans, tasks = cohort()[:1], FRAMES[:1]
 
     def stop(task, step, snapshot):
-        partial.save(tmp_path, task, snapshot())
+        partial.save(tmp_path, task, snapshot(), "a run")
         raise PowerError
 
     with pytest.raises(PowerError):
         train(scans, tasks, distilled(num_steps=60), hooks=Hooks(on_chunk=stop))
     (path,) = (tmp_path / "unfinished/task_1").iterdir()
+    _, (fault,) = partial.load(tmp_path, 1, [scans[0].name], "another run")
+    assert "damaged (of a run of another config)" in fault
+    assert partial.load(tmp_path, 1, [scans[0].name], "a run")[0]
     whole = path.read_bytes()
     for damaged in (b"", b"PK", whole[: len(whole) // 2], whole[:200] + b"x" * 50 + whole[250:]):
         path.write_bytes(damaged)
-        scans_left, (fault,) = partial.load(tmp_path, 1, [scans[0].name])
+        scans_left, (fault,) = partial.load(tmp_path, 1, [scans[0].name], "a run")
         assert not scans_left
         assert fault.startswith(f"{path}: damaged (") and f"{scans[0].name} begins" in fault
 
@@ -100,9 +104,10 @@ def test_a_damaged_file_of_a_partial_checkpoint_is_named(tmp_path):
 def test_every_task_and_batch_is_saved_as_often_as_the_config_says(batches, monkeypatch, tmp_path):
     monkeypatch.setattr(fitting, "STEPS_PER_CHUNK", 4)
     saved = []
-    monkeypatch.setattr(partial, "save", lambda workdir, task, scans: saved.append(task))
+    monkeypatch.setattr(partial, "save", lambda workdir, task, *rest: saved.append(task))
     how = distilled(num_steps=20, scans_per_batch=3 - batches)
-    config = {"num_steps": 20, "checkpoint_every_steps": 8}
+    config = make_config("domain_expansion", "siren", "distillation")
+    config |= {"num_steps": 20, "checkpoint_every_steps": 8}
     keep = runner.keeper(config, tmp_path, lambda: None)
     train(cohort()[:2], FRAMES[:3], how, hooks=Hooks(on_chunk=keep))
     # At steps 8 and 16 of each batch, and where one that is not the last is done.

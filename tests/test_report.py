@@ -229,6 +229,8 @@ def test_what_is_not_known_here_is_named(tmp_path):
         with pytest.raises(ReportError, match=rf"cells/a: unknown {kind} 'mine'; .* --extend=FILE"):
             write_report(tmp_path)
     path.write_text(json.dumps(config | {"field": {"name": "gabor"}}))
+    rows = path.with_name("metrics.csv")
+    rows.write_text(rows.read_text().replace(",siren,", ",gabor,"))
     write_report(tmp_path)  # a field needs no more than its name
     assert "| gabor | finetune |" in (tmp_path / "tables.md").read_text()
 
@@ -251,22 +253,22 @@ def test_a_grid_with_holes_and_without_scores_is_reported(tmp_path):
 def test_what_makes_runs_incomparable_is_said(tmp_path):
     write_grid(tmp_path)
     folder = tmp_path / "cells/domain_expansion-siren-distillation-seed0"
+    shutil.rmtree(folder)
+    names = "domain_expansion", "siren", "distillation"
+    write_run(folder, *names, seed=3, weight=1.0, points="continuous")
     config = json.loads((folder / "config.json").read_text())
-    other = config | {"num_steps": 700, "learning_rate": 0.5, "seed": 3}
-    other["distillation"] = {"weight": 1.0, "points": "continuous"}
+    other = config | {"num_steps": 700, "learning_rate": 0.5}
     (folder / "config.json").write_text(json.dumps(other))
-    record = {"patient": "p", "image": "cine", "shape": [4, 9, 9, 2], "frame_numbers": [1]}
-    for i, name in enumerate(("siren-distillation", "siren-finetune")):
-        place = {"spacing": [1, 1, 1 + i], "affine": []}
-        path = tmp_path / f"cells/domain_expansion-{name}-seed0/patients.json"
-        path.write_text(json.dumps([record | place]))
+    records = json.loads((folder / "patients.json").read_text())
+    records[0]["spacing"] = [1, 1, 2]
+    (folder / "patients.json").write_text(json.dumps(records))
     write_report(tmp_path)
     html = (tmp_path / "report.html").read_text()
     for warning in (
         "Runs differ in num_steps: 500, 700.",
         "Runs of SIREN differ in learning_rate.",
         "Not every field and strategy has the same seeds.",
-        "Runs were made on different scans of p/cine.",
+        "Runs were made on different scans of patient001/cine.",
         "Few patients: 5.",
         "Not as shipped: num_steps 700 instead of 500 (SIREN).",
         "Not as shipped: learning_rate 0.5 instead of 0.001 (SIREN).",

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 from made_up import COHORT, write_grid
+from test_readme import run
 
 from configs import paper, study
 from experiments.launch.study import choices_of
@@ -40,6 +41,23 @@ def test_what_no_grid_has_is_refused_before_the_first_is_run(tmp_path):
             choices_of(config.to_dict() | {"choices": {"mine": changes}}, tmp_path)
     with pytest.raises(ConfigError, match=r"configs/study\.py would be right"):
         choices_of(paper.get_config().to_dict(), tmp_path)
+
+
+def test_the_scans_of_every_choice_are_read_before_the_first_is_run(tmp_path, phantom_root):
+    (tmp_path / "mine.py").write_text(
+        "from configs import study\n"
+        "def get_config():\n"
+        "    config = study.get_config()\n"
+        "    config.choices = {'as_shipped': {}, 'other': {'data': {'root': '/nowhere'}},\n"
+        "                      'third': {'data': {'root': '/nor/here'}}}\n"
+        "    return config\n"
+    )
+    command = "python -m experiments.study --config=mine.py --workdir=w"
+    done = run(f"{command} --config.data.root={phantom_root}", tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "error: config.choices.other: /nowhere: no such folder" in done.stderr
+    assert "config.choices.third: /nor/here: no such folder" in done.stderr
+    assert "Traceback" not in done.stderr and not list((tmp_path / "w").glob("*/cells"))
 
 
 def test_the_table_has_the_verdict_of_each_claim_and_what_decides_it(tmp_path):

@@ -14,9 +14,11 @@ from test_checkpoints import alter
 import nfcl_jax
 from experiments import train
 from nfcl_jax import checkpoints, config
+from nfcl_jax.data.cohorts import read_scans
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.report.results import BASELINE
+from nfcl_jax.run_folder import describe_scans, refuse_another_run
 from nfcl_jax.runner import Outcome
 from nfcl_jax.scenarios import SCENARIOS
 
@@ -114,8 +116,10 @@ def test_another_run_is_not_overwritten(runs, phantom_root):
         train.train(made, workdir, Console(quiet=True))
     assert "config.distillation.weight = 1.0 instead of 3.0" in str(error.value)
     assert "config.data.patients = 'patient001' instead of 'patient002'" in str(error.value)
-    assert "patients = [" in str(error.value)
     assert "num_steps" not in str(error.value)
+    scans = read_scans(phantom_root, "domain_expansion", ["patient002"])
+    with pytest.raises(ConfigError, match=r"patients = patient001/cine instead of patient002/cine"):
+        refuse_another_run(made, describe_scans(scans, made, {}), workdir)
 
 
 @pytest.mark.parametrize("left", [0, 1, 3])

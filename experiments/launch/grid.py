@@ -64,6 +64,7 @@ def run_grid(
       DataError: if the scans cannot be used.
     """
     cells = make_cells(config, workdir)
+    refuse_other_cells(cells, workdir)
     with locked(workdir):
         return _run_grid(config, cells, workdir, console, others)
 
@@ -73,12 +74,10 @@ def _run_grid(config, cells: list[Cell], workdir: Path, console: Console, others
         scenarios = dict.fromkeys(cell.config["scenario"] for cell in cells)
         cohort = read_data(config, scenarios, workdir)
     scans = cohort.scans
-    shown = _shown(config, scans)
+    shown = shown_patients(config, scans)
     for name, other in take_finished(cells, workdir, others):
         console.print(f"taken from {other}: {name}", markup=False)
-    for cell in cells:
-        records = describe_scans(scans[cell.config["scenario"]], cell.config, cohort.faults)
-        refuse_another_run(cell.config, records, workdir / "cells" / cell.name)
+    refuse_other_cells(cells, workdir, cohort)
     save_shown(workdir, [scan for s in scans.values() for scan in s], shown)
     with log_to_screen(console, logging.WARNING), stopping() as asked_to_stop:
         failed = run_cells(cells, cohort, workdir, console, asked_to_stop)
@@ -89,6 +88,16 @@ def _run_grid(config, cells: list[Cell], workdir: Path, console: Console, others
         console.print(claims_table(write_report(workdir)))
         console.print(f"the report is in {workdir / 'report.html'}")
     return not failed
+
+
+def refuse_other_cells(cells: list[Cell], workdir: Path, cohort: Cohort | None = None) -> None:
+    """Raises ConfigError if a cell's folder holds another run; without a cohort by the config
+    alone."""
+    for cell in cells:
+        records = cohort and describe_scans(
+            cohort.scans[cell.config["scenario"]], cell.config, cohort.faults
+        )
+        refuse_another_run(cell.config, records, workdir / "cells" / cell.name)
 
 
 def run_cells(
@@ -272,8 +281,12 @@ def _numbers(config: Mapping[str, Any], name: str) -> list[int]:
     return numbers
 
 
-def _shown(config: Mapping[str, Any], scans: dict[str, list[Scan]]) -> list[str]:
-    """Patients that the report shows."""
+def shown_patients(config: Mapping[str, Any], scans: dict[str, list[Scan]]) -> list[str]:
+    """Patients that the report shows.
+
+    Raises:
+      ConfigError: if one of `config.show` is not there.
+    """
     patients = sorted({scan.patient for s in scans.values() for scan in s})
     wanted = split_words(config["show"])
     unknown = sorted(set(wanted) - set(patients))

@@ -1,12 +1,13 @@
 """The grids of a study."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.launch.grid import make_cells
-from nfcl_jax.errors import ConfigError
-from nfcl_jax.runner import written_phantom
+from experiments.launch.grid import make_cells, refuse_other_cells, shown_patients
+from nfcl_jax.errors import ConfigError, DataError
+from nfcl_jax.runner import phantom_root, read_data, written_phantom
 
 
 def choices_of(config: Mapping[str, Any], workdir: Path) -> dict[str, dict[str, Any]]:
@@ -22,10 +23,41 @@ def choices_of(config: Mapping[str, Any], workdir: Path) -> dict[str, dict[str, 
     for name, changes in config["choices"].items():
         grid = _updated({k: v for k, v in config.items() if k != "choices"}, changes, name)
         if not grid["data"]["root"]:
-            grid["data"] |= {"root": str(written_phantom(workdir)), "dataset": "acdc"}
+            grid["data"] |= {"root": str(phantom_root(workdir))}
         make_cells(grid, workdir / name)
         grids[name] = grid
     return grids
+
+
+def check_choices(choices: Mapping[str, Mapping[str, Any]], workdir: Path) -> None:
+    """Reads the scans of every choice, before the first is run; the phantom is written if it is
+    asked for.
+
+    Raises:
+      ConfigError: if a choice's folder holds other runs, or a patient to show is not there.
+      DataError: with the faults of each choice's scans.
+    """
+    read: dict[str, list[str]] = {}
+    for name, config in choices.items():
+        refuse_other_cells(make_cells(config, workdir / name), workdir / name)
+        read.setdefault(json.dumps([config["data"], config["scenarios"]]), []).append(name)
+    faults = []
+    for names in read.values():
+        grids = {name: make_cells(choices[name], workdir / name) for name in names}
+        config = choices[names[0]]
+        if config["data"]["root"] == str(phantom_root(workdir)):
+            written_phantom(workdir)
+        scenarios = dict.fromkeys(c.config["scenario"] for own in grids.values() for c in own)
+        try:
+            cohort = read_data(config, scenarios, workdir)
+        except DataError as error:
+            faults.append(f"config.choices.{names[0]}: {error}")
+            continue
+        for name, cells in grids.items():
+            shown_patients(choices[name], cohort.scans)
+            refuse_other_cells(cells, workdir / name, cohort)
+    if faults:
+        raise DataError("\n".join(faults))
 
 
 def _updated(config: dict[str, Any], changes: Mapping[str, Any], name: str) -> dict[str, Any]:

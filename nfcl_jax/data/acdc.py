@@ -20,6 +20,7 @@ import numpy as np
 
 from nfcl_jax.data.volumes import Volume, check_file, collect, read_volume
 from nfcl_jax.errors import DataError
+from nfcl_jax.geometry import scanner_affine
 from nfcl_jax.scan import Scan, equidistant_frames, range_of, scale_intensities
 from nfcl_jax.scenarios import NUM_CLASSES
 
@@ -178,6 +179,7 @@ def read_phase(folder: Path, phase: str) -> Scan:
         faults.append(f"{mask_path}: shape {mask.data.shape}, its image has {volume.data.shape}.")
     elif volume and mask and not np.allclose(mask.spacing, volume.spacing, rtol=0.01):
         faults.append(f"{mask_path}: voxels of {mask.spacing} mm, its image's {volume.spacing} mm.")
+    warnings = collect(faults, _misplaced, mask_path, mask, volume) if not faults else ()
     cine_range = collect(faults, _range_of_cine, folder)
     if faults:
         raise DataError("\n".join(faults))
@@ -191,6 +193,35 @@ def read_phase(folder: Path, phase: str) -> Scan:
         affine=volume.affine,
         intensity_range=range_of(volume.data),
         cine_range=cine_range,
+        warnings=warnings,
+    )
+
+
+def _misplaced(mask_path: Path, mask: Volume, volume: Volume) -> tuple[str, ...]:
+    """A warning if, by the affines of both files, the mask's voxels lie elsewhere than its image's.
+
+    Raises:
+      DataError: if its axes point elsewhere.
+    """
+    image = mask_path.name.replace("_gt", "")
+    if not (mask.placed and volume.placed):
+        return ()
+    affines = [scanner_affine(v.affine, v.spacing) for v in (mask, volume)]
+    axes = [affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) for affine in affines]
+    if (axes[0] * axes[1]).sum(axis=0).min() < np.cos(np.pi / 4):
+        codes = [" ".join(nib.aff2axcodes(affine)) for affine in affines]
+        raise DataError(
+            f"{mask_path}: its axes point to {codes[0]}, those of {image} to {codes[1]}; a mask on "
+            "the grid of its image would be right."
+        )
+    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(volume.data.shape) - 1)
+    places = [nib.affines.apply_affine(affine, corners) for affine in affines]
+    distance = np.linalg.norm(places[0] - places[1], axis=1).max()
+    if distance <= min(volume.spacing) / 2:
+        return ()
+    return (
+        f"{mask_path}: by its affine up to {distance:.3g} mm away from {image}; it is taken voxel "
+        "by voxel all the same.",
     )
 
 

@@ -97,6 +97,7 @@ def read_cohort(
         for scenario, own in scans.items():
             cohort.scans[scenario] += own
             for scan in own:
+                cohort.warnings.extend(scan.warnings)
                 digest = hashlib.sha256(np.ascontiguousarray(scan.intensities)).hexdigest()
                 owner = owners.setdefault(digest, folder.name)
                 if owner != folder.name:

@@ -17,6 +17,7 @@ from nfcl_jax.metrics import SSIM_WINDOW
 
 MAX_ASPECT = 16  # longer against shorter side of a slice
 MIN_SPACING, MAX_SPACING = 0.01, 1000  # mm; beyond, the header means other units
+MAX_OFFSET = 2**20  # bytes before the voxels: a header, and extensions that say who made it
 MAX_SPACING_RATIO = 50  # largest against smallest voxel size; ACDC's are 10 mm to 1.5 mm and less
 # What a run holds of each voxel of its frames, at most: the scan twice, its outputs and the
 # teacher's, and DINER's table with its gradient, two moments, an update and two copies, in float32.
@@ -27,11 +28,19 @@ BYTES_PER_VOXEL_READ = 28
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """An image with its geometry; `data` is (x, y, z) or (x, y, z, frame)."""
+    """An image with its geometry.
+
+    Attributes:
+      data: (x, y, z) or (x, y, z, frame).
+      spacing: along x, y and z, in mm.
+      affine: voxel indices to scanner coordinates, 4 x 4.
+      placed: whether the file states its affine; otherwise it is nibabel's guess.
+    """
 
     data: np.ndarray
     spacing: tuple[float, float, float]
     affine: np.ndarray
+    placed: bool
 
 
 def check_file(path: Path) -> None:
@@ -68,14 +77,13 @@ def read_volume(path: Path, dimensions: int, num_frames: int = 1) -> Volume:
     """
     check_file(path)
     try:
-        image = nib.load(path)
-        shape = tuple(int(size) for size in image.shape)
-        kind = image.get_data_dtype().kind
+        kind, stored, header = _read_header(path)
+        shape = tuple(int(size) for size in header.get_data_shape())
         # As it is in the file: nibabel turns a voxel size of 0 into 1 mm and takes its sign off.
-        with image.file_map["image"].get_prepare_fileobj("rb") as file:
-            header = type(image.header).from_fileobj(file, check=False)
-        spacing = tuple(float(size) for size in header["pixdim"][1:4])
-        slope = float(header["scl_slope"])
+        spacing = tuple(float(size) for size in stored["pixdim"][1:4])
+        slope, offset = float(stored["scl_slope"]), header.get_data_offset()
+        dtype, affine = header.get_data_dtype(), header.get_best_affine()
+        placed = bool(header["sform_code"] or header["qform_code"])
     except Exception as error:  # a damaged header fails in any way
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
     if len(shape) != dimensions or min(shape) < 1:
@@ -84,28 +92,52 @@ def read_volume(path: Path, dimensions: int, num_frames: int = 1) -> Volume:
     _check_memory(path, shape, num_frames)
     if math.isinf(slope):  # which nibabel takes for none; NaN is how it writes that
         raise DataError(f"{path}: scl_slope must be finite, found {slope}.")
-    if kind not in "iuf":
-        raise DataError(f"{path}: holds {image.get_data_dtype()}; real numbers would be right.")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine)) < 1e-9:
-        raise DataError(f"{path}: the affine must be finite and invertible, found {image.affine}.")
+    if dtype.kind not in "iuf":
+        raise DataError(f"{path}: holds {dtype}; real numbers would be right.")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+        raise DataError(f"{path}: the affine must be finite and invertible, found {affine}.")
+    if offset > MAX_OFFSET:
+        raise DataError(
+            f"{path}: vox_offset is {offset}; voxels that begin within the first {MAX_OFFSET} "
+            "bytes would be right."
+        )
     try:
-        size = image.dataobj.offset + math.prod(shape) * image.get_data_dtype().itemsize
-        contents = _read_to_the_end(path, size)
+        contents = _read_to_the_end(path, offset + math.prod(shape) * dtype.itemsize)
         with np.errstate(over="ignore"):  # of what is not finite in float32; see below
-            image = type(image).from_bytes(contents)
-            data = np.asarray(image.get_fdata(dtype=np.float32))
+            data = np.asarray(kind.from_bytes(contents).get_fdata(dtype=np.float32))
     except Exception as error:  # and so do damaged data
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
     if not np.isfinite(data).all():
         raise DataError(f"{path}: {int((~np.isfinite(data)).sum())} voxels are not finite.")
-    return Volume(data, spacing, image.affine)
+    return Volume(data, spacing, affine, placed)
+
+
+def _read_header(path: Path) -> tuple[type[nib.Nifti1Image], nib.Nifti1Header, nib.Nifti1Header]:
+    """The kind of image that a file holds, and its header as it is stored and as nibabel mends it;
+    without extensions, which may claim any length.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    with _opened(path) as file:
+        start = file.read(nib.Nifti2Header.sizeof_hdr)
+    for kind in (nib.Nifti1Image, nib.Nifti2Image):
+        header = kind.header_class
+        if header.may_contain_header(start):
+            block = start[: header.sizeof_hdr]
+            return kind, header(block, check=False), header(block)
+    raise ValueError("no NIfTI header")
+
+
+def _opened(path: Path):
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _read_to_the_end(path: Path, size: int) -> bytearray:
     """The file's contents, uncompressed, which must be `size` bytes. Gzip checks them at its end
     only; and what a header claims is not set aside in memory before it is there."""
     contents = bytearray()
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with _opened(path) as file:
         while len(contents) <= size and (piece := file.read(2**20)):
             contents += piece
     if len(contents) != size:

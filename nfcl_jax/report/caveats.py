@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from nfcl_jax.config import INDIFFERENT, make_config, read_records
+from nfcl_jax.config import INDIFFERENT, make_config
 from nfcl_jax.fields import FIELDS, field_title
 from nfcl_jax.report.results import FinishedRun
+from nfcl_jax.run_folder import read_records
 
 PAPER_STEPS = 500  # per task
 FEW_PATIENTS = 7  # of fewer the mean's interval reaches a standard deviation to either side

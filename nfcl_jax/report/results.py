@@ -12,9 +12,10 @@ from nfcl_jax.config import constants_of, read_config
 from nfcl_jax.errors import ReportError
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.records import Fit, Score
+from nfcl_jax.rows import read_rows
+from nfcl_jax.run_folder import names_of, read_records
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS, Scenario
-from nfcl_jax.storage import read_csv
 from nfcl_jax.strategies import STRATEGIES, constants
 
 BASELINE = "finetune"
@@ -101,19 +102,17 @@ def of_first_seed(runs: Iterable[FinishedRun], scenario: str) -> list[FinishedRu
 
 
 def load_results(runs: Iterable[FinishedRun]) -> pd.DataFrame:
-    """Every score of the runs, see `as_frame`."""
-    return pd.concat(
-        [
-            as_frame(
-                run.config,
-                run.strategy,
-                read_csv(run.path / "metrics.csv", Score),
-                read_csv(run.path / "fits.csv", Fit),
-            )
-            for run in runs
-        ],
-        ignore_index=True,
-    )
+    """Every score of the runs, see `as_frame`.
+
+    Raises:
+      RunError: if a run's files are not what it leaves.
+    """
+    frames = []
+    for run in runs:
+        names = names_of(read_records(run.path / "patients.json"))
+        rows = read_rows(run.path, run.config, names, len(run.scenario.tasks(1.0)))
+        frames.append(as_frame(run.config, run.strategy, *rows))
+    return pd.concat(frames, ignore_index=True)
 
 
 def as_frame(

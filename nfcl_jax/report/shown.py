@@ -1,6 +1,7 @@
 """The patients that a report shows: their scans, kept beside the runs, so that the report needs no
 other files, and what the runs' fields make of them."""
 
+import dataclasses
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,14 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from nfcl_jax.errors import CheckpointError
+from nfcl_jax.errors import CheckpointError, ReportError, first_line
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.metrics import predicted
 from nfcl_jax.report.results import FinishedRun, of_first_seed, scores_of_scan
 from nfcl_jax.runs import open_run
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS, Task, num_frames
-from nfcl_jax.storage import write_file
+from nfcl_jax.storage import read_npz, write_file
 
 
 def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) -> None:
@@ -27,7 +28,8 @@ def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) ->
     for scan in scans:
         if scan.patient in patients:
             name = f"{scan.patient}_{scan.image}"
-            arrays = {k: v for k, v in vars(scan).items() if v is not None}
+            values = {f.name: getattr(scan, f.name) for f in dataclasses.fields(scan)}
+            arrays = {k: v for k, v in values.items() if v is not None and k != "warnings"}
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)
             # Scenarios may take different frames of one cine.
@@ -44,23 +46,38 @@ def _patient_and_image(path: Path) -> list[str]:
 
 
 def load_shown(workdir: Path) -> list[Scan]:
-    """What `save_shown` wrote, by patient, the cine first; empty if nothing was."""
+    """What `save_shown` wrote, by patient, the cine first; empty if nothing was.
+
+    Raises:
+      ReportError: if a file is none of its.
+    """
     scans = []
     for path in (workdir / "shown").glob("*.npz"):
-        with np.load(path, allow_pickle=False) as arrays:
-            patient, image = _patient_and_image(path)
-            scans.append(
-                Scan(
-                    patient=patient,
-                    image=image,
-                    intensities=arrays["intensities"],
-                    labels=arrays.get("labels"),
-                    frame_numbers=tuple(arrays["frame_numbers"].tolist()),
-                    spacing=tuple(arrays["spacing"].tolist()),
-                    affine=arrays["affine"],
-                )
-            )
+        try:
+            scans.append(_load(path))
+        except Exception as error:  # of any kind, as the damage may be
+            raise ReportError(
+                f"{path}: damaged ({first_line(error)}); without it, the grid's command writes it "
+                "again."
+            ) from error
     return sorted(scans, key=lambda s: (s.patient, s.num_frames == 1, s.image, s.num_frames))
+
+
+def _load(path: Path) -> Scan:
+    arrays, (patient, image) = read_npz(path), _patient_and_image(path)
+    scan = Scan(
+        patient=patient,
+        image=image,
+        intensities=arrays["intensities"],
+        labels=arrays.get("labels"),
+        frame_numbers=tuple(arrays["frame_numbers"].tolist()),
+        spacing=tuple(arrays["spacing"].tolist()),
+        affine=arrays["affine"],
+    )
+    shapes = scan.intensities.shape, scan.labels is not None and scan.labels.shape
+    if len(shapes[0]) != 4 or shapes[1] not in (False, shapes[0]):
+        raise ValueError(f"arrays of shape {shapes}")
+    return scan
 
 
 def runs_of_scan(runs: Sequence[FinishedRun], scan: Scan) -> tuple[list[FinishedRun], list[str]]:
@@ -78,7 +95,7 @@ def runs_of_scan(runs: Sequence[FinishedRun], scan: Scan) -> tuple[list[Finished
 
 def can_reconstruct(run: FinishedRun, scan: Scan) -> bool:
     """Whether the run has checkpoints of all tasks with this scan: the same image of the same
-    patient, of the same shape, place and frames."""
+    patient, of the same shape, place, frames and values."""
     if run.field not in FIELDS:  # its definition is not loaded
         return False
     opened = open_run(run.path)
@@ -88,6 +105,7 @@ def can_reconstruct(run: FinishedRun, scan: Scan) -> bool:
         and tuple(record["shape"]) == scan.shape
         and tuple(record["frame_numbers"]) == scan.frame_numbers
         and np.array_equal(record["affine"], scan.affine)
+        and record.get("sha256") in (None, scan.sha256)  # early runs have none
         for record in opened.scans
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from nfcl_jax.config import read_json
 from nfcl_jax.report.tables import markdown
 from nfcl_jax.report.verdicts import shown
 from nfcl_jax.storage import write_file
@@ -22,7 +23,7 @@ def write_study(workdir: Path, names: Iterable[str]) -> None:
       names: of the choices, in their order.
     """
     found = {
-        name: json.loads((workdir / name / "claims.json").read_text())
+        name: read_json(workdir / name / "claims.json")
         for name in names
         if (workdir / name / "claims.json").is_file()
     }
