@@ -27,7 +27,8 @@ ROWS = 60
 
 def make(knots, channels=5, **constants):
     """A field whose entries are spread over many kinks of its layers."""
-    field = create_field({"name": "diner", **SMALL, "knots": knots, **constants}, channels, ROWS)
+    kinked = {"name": "diner", **SMALL, "initialisation": "lecun", "knots": knots}
+    field = create_field(kinked | constants, channels, ROWS)
     params = init_params(field, jax.random.key(0), axes=3)["params"]
     features = params["table"].shape[1]
     params["table"] = jax.random.normal(jax.random.key(1), (ROWS, features))
@@ -90,6 +91,30 @@ def test_an_entrys_gradient_is_the_slope_of_its_chord():
         slopes = np.diff(outputs[:, channel]) / np.diff(knots)
         gradient = jax.grad(of_channel)(table, channel)[:, 0]
         np.testing.assert_allclose(gradient[inner], slopes[left][inner], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("initialisation", ["torch", "lecun"])
+def test_a_fresh_tables_gradient_is_not_one_of_rounding(initialisation):
+    """Its entries are as close to each other as float32 has outputs."""
+    constants = {"name": "diner", "initialisation": initialisation, "knots": 1024}
+    field = create_field(constants, 5, ROWS)
+    params = init_params(field, jax.random.key(3), axes=3)
+    targets = jax.random.uniform(jax.random.key(4), (ROWS, 5))
+
+    def gradient(answers):
+        def loss(params):
+            return jnp.mean((answers(params) - targets) ** 2)
+
+        return jax.grad(loss)(params)["params"]
+
+    on_curve = gradient(lambda params: curve.interpolate(field, params, [everywhere()]))
+    exact = gradient(lambda params: field.apply(params, jnp.arange(ROWS)))
+    for name in exact:
+        distance, size = (
+            np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
+            for tree in (jax.tree.map(jnp.subtract, on_curve[name], exact[name]), exact[name])
+        )
+        assert distance < 0.02 * size, name
 
 
 def test_the_error_is_that_of_the_worst_head_and_falls_with_the_knots():
