@@ -58,12 +58,12 @@ def runs(phantom_root, tmp_path_factory):
     from nfcl_jax.scenarios import SCENARIOS
 
     config = paper_config.get_config()
-    config.num_steps, config.batch_size, config.scans_per_batch = 150, 1024, 0
+    config.num_steps, config.scans_per_batch = 150, 0
+    fewer = [f"{field}:batch_size=1024" for field in ("pe_relu", "siren", "finer")]
+    config.overrides = ",".join(["*:field.width=64", *fewer])
     config.data.root, config.data.patients = str(phantom_root), "patient001"
     workdir = tmp_path_factory.mktemp("grid")
     cells = {cell.name: cell for cell in grid.make_cells(config.to_dict(), workdir)}
-    for cell in cells.values():
-        cell.config["field"]["width"] = 64
     cohort = read_cohort(phantom_root, SCENARIOS, ["patient001"])
     save_shown(workdir, [scan for s in cohort.scans.values() for scan in s], ["patient001"])
 

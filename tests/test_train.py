@@ -23,14 +23,15 @@ from nfcl_jax.runner import Outcome
 from nfcl_jax.scenarios import SCENARIOS
 
 STRATEGIES = (BASELINE, "distillation")
-# From runs of four seeds: what the worst of them reached, rounded down. PSNR in dB right after the
-# first task, of the first frame at the end with distillation, and the mean DSC of the mask.
-FIRST_TASK_PSNR = {"pe_relu": 16, "siren": 19, "finer": 17, "diner": 23}
+# From runs of four seeds: what the worst of them reached, rounded down. PSNR in dB of the first
+# frame or image and of the last when learned, of the first at the end with distillation, and the
+# mean DSC of the mask.
+FIRST_TASK_PSNR = {"pe_relu": 16, "siren": 19, "finer": 17, "diner": 41}
 KEPT_PSNR = {
-    "domain_expansion": {"pe_relu": 19, "siren": 18, "finer": 16, "diner": 16},
-    "signal_expansion": {"pe_relu": 17, "siren": 19, "finer": 17, "diner": 20},
+    "domain_expansion": {"pe_relu": 19, "siren": 18, "finer": 16, "diner": 41},
+    "signal_expansion": {"pe_relu": 17, "siren": 19, "finer": 17, "diner": 29},
 }
-MASK_DSC = {"pe_relu": 0.3, "siren": 0.9, "finer": 0.8, "diner": 0.5}
+MASK_DSC = {"pe_relu": 0.3, "siren": 0.9, "finer": 0.8, "diner": 0.89}
 
 
 def make_config(scenario, field, strategy, phantom_root, patients="patient001"):
@@ -62,7 +63,7 @@ def test_every_field_learns_forgets_and_is_saved_by_distillation(runs, scenario,
     last = {"domain_expansion": 4, "signal_expansion": 2}[scenario]
     rows = {s: read_csv(runs(scenario, field, s) / "metrics.csv") for s in STRATEGIES}
     for strategy in STRATEGIES:
-        assert FIRST_TASK_PSNR[field] < value(rows[strategy], "psnr", 1, 1) < 40
+        assert value(rows[strategy], "psnr", 1, 1) > FIRST_TASK_PSNR[field]
         if scenario == "signal_expansion":
             assert MASK_DSC[field] < value(rows[strategy], "dsc", 2, 2) <= 1
         else:
@@ -71,9 +72,8 @@ def test_every_field_learns_forgets_and_is_saved_by_distillation(runs, scenario,
         assert {(fit["collapsed"], fit["diverged"]) for fit in fits} == {("False", "False")}
     forgot, kept = (value(rows[s], "psnr", last, 1) for s in ("finetune", "distillation"))
     assert kept > KEPT_PSNR[scenario][field]
-    # After so few steps PE-ReLU has learned nothing worth keeping, and DINER's table has moved
-    # less by the other frames than by its own distillation; test_step.py has their test.
-    if scenario == "signal_expansion" or field in ("siren", "finer"):
+    # PE-ReLU cannot tell the first frame from the last (test_fields.py).
+    if scenario == "signal_expansion" or field != "pe_relu":
         assert kept > forgot + 4
 
 
