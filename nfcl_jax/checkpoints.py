@@ -131,7 +131,8 @@ def load_all(
 
 def finished_tasks(workdir: str | Path) -> tuple[int, ...]:
     """Numbers of the tasks that have a checkpoint in the run's folder, from 1."""
-    names = [path.name for path in (Path(workdir) / "checkpoints").glob("task_*")]
+    folders = (Path(workdir) / "checkpoints").glob("task_*")
+    names = [path.name for path in folders if path.is_dir()]
     numbers = [name.removeprefix("task_") for name in names]
     return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
 
@@ -220,4 +221,6 @@ def _metadata(workdir: str | Path, task: int):
         raise CheckpointError(f"{path}: damaged ({first_line(error)}).") from error
     if version != FORMAT:
         raise CheckpointError(f"{path}: format {version} instead of {FORMAT}.")
+    if metadata.custom_metadata.get("task") != task:
+        raise CheckpointError(f"{path}: of task {metadata.custom_metadata.get('task')!r}.")
     return metadata

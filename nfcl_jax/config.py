@@ -111,7 +111,12 @@ def stored_config(config: Any, path: Path) -> dict[str, Any]:
         isinstance(config.get(name), kind)
         for name, kind in {"scenario": str, "strategy": str, "field": dict, "data": dict}.items()
     )
-    if not known or not isinstance(config["field"].get("name"), str):
+    if not (
+        known
+        and isinstance(config["field"].get("name"), str)
+        and config["strategy"] not in ("scenario", "strategy", "field", "data", *ALWAYS)
+        and isinstance(config.get(config["strategy"], {}), dict)
+    ):
         raise RunError(f"{path}: not the config of a run; another --workdir would be right.")
     config = in_todays_terms(config)
     faults = [f"config.{name} is missing." for name in ALWAYS if name not in config]

@@ -57,9 +57,10 @@ def refuse_links_out(workdir: Path) -> None:
     could have us write over any file of ours."""
     for folder, folders, files in os.walk(workdir):
         for path in (Path(folder, name) for name in folders + files):
-            if path.is_symlink() and not path.resolve().is_relative_to(workdir.resolve()):
+            target = Path(os.path.realpath(path))  # which a link to itself does not stop
+            if path.is_symlink() and not target.is_relative_to(os.path.realpath(workdir)):
                 raise ConfigError(
-                    f"{path}: a link to {path.resolve()}, out of --workdir; move what it leads to "
+                    f"{path}: a link to {target}, out of --workdir; move what it leads to "
                     "here, or remove it."
                 )
 

@@ -30,6 +30,7 @@ def save(workdir: Path, task: int, scans: dict[str, Partial], run: str) -> None:
         about = {
             "format": FORMAT,
             "run": run,
+            "of": _what(task, name),
             "step": scan.step,
             "penalty_share": scan.penalty_share,
             "metrics": [score._asdict() for score in scan.scores],
@@ -57,7 +58,7 @@ def load(
     for name in names:
         path = _file(_folder(workdir, task), name)
         try:
-            scans[name] = _read(path, run)
+            scans[name] = _read(path, run, _what(task, name))
         except FileNotFoundError:
             pass
         except Exception as error:  # of any kind, as the damage may be
@@ -80,13 +81,19 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name.replace('/', '-')}.npz"
 
 
-def _read(path: Path, run: str) -> Partial:
+def _what(task: int, name: str) -> str:
+    return f"task {task} of {name}"
+
+
+def _read(path: Path, run: str, of: str) -> Partial:
     arrays = read_npz(path)
     about = json.loads(str(arrays.pop("about")))
     if about["format"] != FORMAT:
         raise ValueError(f"format {about['format']} instead of {FORMAT}")
     if about.get("run", run) != run:  # early ones do not say
         raise ValueError("of a run of another config")
+    if about.get("of", of) != of:
+        raise ValueError(about["of"])
     optimiser = sum(name.startswith("optimiser/") for name in arrays)
     learned = {k: v for k, v in arrays.items() if k.startswith(("params/", "strategy/"))}
     trees = unflatten_dict(learned, sep="/")

@@ -40,11 +40,13 @@ def read_rows(
             f"{workdir / 'metrics.csv'}: has rows of {', '.join(map(str, labels.pop()))}, the run "
             f"is {', '.join(map(str, label_of(config)))}; a copy of its own file would be right."
         )
-    # A metric that was added to the program, or is missing in it, is in all rows or in none.
-    metrics = {task.head.kind: metrics_of(task.head.kind)[:1] for task in tasks}
+    # A metric that the program has or lacks since then is in all rows of a learned task or in none.
+    main = {task.head.kind: metrics_of(task.head.kind)[0] for task in tasks}
+    metrics = {(number, kind): [name] for number in numbers for kind, name in main.items()}
     for row in scores:
-        if 1 <= row.evaluated_task <= len(tasks):
-            metrics[tasks[row.evaluated_task - 1].head.kind].append(row.metric)
+        if 1 <= row.evaluated_task <= len(tasks) and row.trained_task >= 1:
+            kind = tasks[row.evaluated_task - 1].head.kind
+            metrics[row.trained_task, kind].append(row.metric)
     _refuse_other_rows(
         workdir / "metrics.csv",
         [row[:-1] for row in scores],
@@ -53,7 +55,7 @@ def read_rows(
             for trained in numbers
             for name in scans
             for evaluated in range(1, trained + 1)
-            for metric in dict.fromkeys(metrics[tasks[evaluated - 1].head.kind])
+            for metric in dict.fromkeys(metrics[trained, tasks[evaluated - 1].head.kind])
         ],
     )
     of_fits = [(*name.split("/"), number) for number in numbers for name in scans]

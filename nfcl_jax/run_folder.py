@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from nfcl_jax.config import (
 from nfcl_jax.errors import ConfigError, RunError
 from nfcl_jax.fields import Field, Params, create_field, init_params
 from nfcl_jax.params import num_parameters
-from nfcl_jax.scan import Scan
+from nfcl_jax.scan import Scan, is_name
 from nfcl_jax.scenarios import SCENARIOS, Task, num_channels
 from nfcl_jax.storage import Label, write_file
 
@@ -92,7 +91,7 @@ def stored_records(records: Any, path: Path) -> list[dict[str, Any]]:
     if not isinstance(records, list) or not all(map(_is_record, records)):
         raise RunError(f"{path}: not the scans of a run; a copy of the file would be right.")
     for name in (record[k] for record in records for k in ("patient", "image") if k in record):
-        if not re.fullmatch(r"[^./\\][^/\\]*", name):  # it becomes a part of paths
+        if not is_name(name):
             raise RunError(f"{path}: {name!r} is no name of a patient.")
     return records
 
@@ -145,8 +144,12 @@ def refuse_another_run(
     RunError if its files are no run's. Scans that are not read yet are None."""
     differing = []
     if (workdir / "config.json").exists():
-        there, wanted = read_config(workdir / "config.json"), in_todays_terms(config)
-        differing += _differences(_what_matters(there), _what_matters(wanted), "config")
+        configs = [read_config(workdir / "config.json"), in_todays_terms(config)]
+        there, wanted = map(_what_matters, configs)
+        if scan_records is None or _told_by_values(workdir / "patients.json"):
+            for own in (there, wanted):  # data that were moved are the same data
+                own["data"].pop("root")
+        differing += _differences(there, wanted, "config")
     if scan_records is not None and (workdir / "patients.json").exists():
         differing += differing_scans(read_records(workdir / "patients.json"), scan_records)
     if differing:
@@ -155,6 +158,12 @@ def refuse_another_run(
             + "\n  ".join(differing)
             + "\nGo on with it by its own settings, or choose another --workdir."
         )
+
+
+def _told_by_values(path: Path) -> bool:
+    """Whether a patients.json tells scans by their values; those of early runs do not."""
+    scans = [r for r in read_records(path) if "left_out" not in r] if path.exists() else []
+    return bool(scans) and all("sha256" in record for record in scans)
 
 
 def refuse_another_checkpoint(
@@ -171,7 +180,8 @@ def refuse_another_checkpoint(
     there, wanted = map(_matters_to_a_field, configs)
     scans = stored_records(about.get("scans"), path)
     scans = [r for r in scans if "left_out" not in r and _name_of(r) in names]
-    differing = _differences(there, wanted, "config") + differing_scans(scans, scan_records)
+    given = [r for r in scan_records if "left_out" not in r]
+    differing = _differences(there, wanted, "config") + differing_scans(scans, given)
     if differing:
         raise RunError(
             f"{path}: left by a run with\n  "
@@ -205,8 +215,12 @@ def _what_matters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differing_scans(there: list[dict], wanted: list[dict]) -> list[str]:
-    """A line for each difference between the scans of two patients.json."""
-    both = [{_name_of(r): r for r in json.loads(json.dumps(s))} for s in (there, wanted)]
+    """A line for each difference between the scans of two patients.json. Of patients who are left
+    out the names count, not the words of their faults."""
+    both = [
+        {_name_of(r): {} if "left_out" in r else r for r in json.loads(json.dumps(records))}
+        for records in (there, wanted)
+    ]
     if both[0].keys() != both[1].keys():
         return [f"patients = {' instead of '.join(', '.join(own) or 'none' for own in both)}"]
     early = [key for key in LATER if not any(key in record for record in both[0].values())]

@@ -159,6 +159,8 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
         scores, fits = read_rows(workdir, config, names, start.task) if start.task else ([], [])
         if start.task:
             log.info("%d of %d tasks were learned before", start.task, len(tasks))
+        if start.task < len(tasks):
+            (workdir / "summary.csv").unlink(missing_ok=True)  # it says that the run is finished
         for result in _learn(config, scans, workdir, start, caller):
             scores += result.scores
             fits += result.fits

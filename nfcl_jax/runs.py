@@ -91,10 +91,11 @@ class Run:
     def _what(self) -> str:
         config, total = self.config, len(self._tasks())
         weight = constants_of(config).get("weight")
+        of_weight = f" of weight {weight:g}" if isinstance(weight, int | float) else ""
         points = config["batch_size"] or "all"
         return (
             f"{config['scenario']}, {config['field']['name']}, {config['strategy']}"
-            f"{f' of weight {weight:g}' if weight is not None else ''}, seed {config['seed']}, "
+            f"{of_weight}, seed {config['seed']}, "
             f"{config['num_steps']} steps of {points} points; {len(self.tasks)} of {total} tasks, "
             f"{len(self.scans)} scans"
         )

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import re
 
 import numpy as np
 
@@ -61,6 +62,11 @@ class Scan:
     def num_voxels(self) -> int:
         """Voxels of one frame."""
         return self.intensities[0].size
+
+
+def is_name(patient: str) -> bool:
+    """Whether a patient may have this name: it becomes a part of paths, of JSON and of pages."""
+    return bool(re.fullmatch(r"[^./\\][^/\\]*", patient)) and patient.isprintable()
 
 
 def equidistant_frames(num_available: int, num_frames: int) -> tuple[int, ...]:

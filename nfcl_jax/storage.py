@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import threading
 import zipfile
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ def remove_parts(folder: Path) -> None:
         below = Path(inside)
         folders[:] = [name for name in folders if not (below / name / LOCK).exists()]
         for name in files:
-            if name.startswith(".") and name.endswith(PART):
+            if re.fullmatch(rf"\..+\.\d+-\d+{re.escape(PART)}", name):  # as `write_file` has them
                 (below / name).unlink(missing_ok=True)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from nfcl_jax.data import acdc
 from nfcl_jax.data.volumes import collect
 from nfcl_jax.errors import DataError, look_up
-from nfcl_jax.scan import Scan, scaled_by_cine
+from nfcl_jax.scan import Scan, is_name, scaled_by_cine
 from nfcl_jax.scenarios import SCENARIOS, Scenario
 
 INTENSITY_RANGES = ("cine", "frames")
@@ -83,6 +83,11 @@ def read_cohort(
         wanted = f" of the {len(set(patients))} that are wanted" if patients else ""
         raise DataError(f"{root}: {len(paths)}{wanted} are here, of the data set {dataset}.")
     for folder in paths:
+        if not is_name(folder.name):
+            raise DataError(
+                f"{root}: a patient called {folder.name!a}; a name of printable characters without "
+                "a backslash, that does not begin with a dot, would be right."
+            )
         faults: list[str] = []
         scans = {
             scenario: [

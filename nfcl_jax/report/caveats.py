@@ -9,7 +9,7 @@ import pandas as pd
 from nfcl_jax.config import INDIFFERENT, make_config
 from nfcl_jax.fields import FIELDS, field_title
 from nfcl_jax.report.results import FinishedRun
-from nfcl_jax.run_folder import read_records
+from nfcl_jax.run_folder import LATER, read_records
 
 PAPER_STEPS = 500  # per task
 FEW_PATIENTS = 7  # of fewer the mean's interval reaches a standard deviation to either side
@@ -88,21 +88,23 @@ def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
         for name in ("batch_size", "learning_rate", "warmup_steps", "field"):
             if len({json.dumps(config.get(name), sort_keys=True) for config in own}) > 1:
                 found.append(f"Runs of {field_title(field)} differ in {name}.")
-    scans: dict[str, set[str]] = {}
+    scans: dict[tuple[str, str, str], set[str]] = {}
     left_out: set[str] = set()
     for run in runs:
         for record in read_records(run.path / "patients.json"):
             if "left_out" in record:
                 left_out.add(record["patient"])
                 continue
-            same = {k: record[k] for k in ("shape", "frame_numbers", "spacing", "affine")}
             name = f"{record['patient']}/{record['image']}"
-            scans.setdefault(name, set()).add(json.dumps(same))
+            for key in ("shape", "frame_numbers", "spacing", "affine", *LATER):
+                if key in record:
+                    values = scans.setdefault((run.config["scenario"], name, key), set())
+                    values.add(json.dumps(record[key]))
     if left_out:
         found.append(
             f"Patients were left out for faults of their files: {', '.join(sorted(left_out))}."
         )
-    different = sorted(name for name, records in scans.items() if len(records) > 1)
+    different = sorted({name for (_, name, _), values in scans.items() if len(values) > 1})
     if different:
         found.append(f"Runs were made on different scans of {', '.join(different)}.")
     return found

@@ -29,13 +29,15 @@ def _loss(continual: pd.DataFrame, scenario: str) -> str:
     """What the earlier tasks lost by the end since each was learned, of the field whose loss is the
     median (of an even number the larger one), and the fields to which distillation was no help:
     "Learning four frames in turn, SIREN lost 11.2 dB of the earlier ones on average; with
-    distillation it lost 3.1 dB. DINER lost no less with it." """
+    distillation it lost 3.1 dB. DINER lost no less with it." A field is left out if a patient has
+    no score of it, as where a fit diverged."""
     about = SCENARIOS[scenario]
     metric = metrics_of(about.ends[0].head.kind)[0]
     wanted = (scenario, metric, "backward_transfer")
     lost: dict[str, dict[str, float]] = {}
     for row in continual.itertuples():
-        if (row.scenario, row.metric, row.summary) == wanted and np.isfinite(row.mean):
+        everyone = row.scored == row.patients and np.isfinite(row.mean)
+        if (row.scenario, row.metric, row.summary) == wanted and everyone:
             lost.setdefault(row.strategy, {})[row.field] = -row.mean
     if not (tuned := lost.get(BASELINE, {})):
         return ""

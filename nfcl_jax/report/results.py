@@ -132,11 +132,12 @@ def as_frame(
             first_failure[name] = min(fit.task, first_failure.get(name, fit.task))
     names = zip(frame["patient"], frame["image"], strict=True)
     frame["failed"] = frame["trained_task"] >= [first_failure.get(n, np.inf) for n in names]
+    weight = constants_of(config).get("weight")
     run = {
         "scenario": config["scenario"],
         "field": config["field"]["name"],
         "strategy": strategy,
-        "weight": constants_of(config).get("weight"),
+        "weight": weight if isinstance(weight, int | float) else None,
         "seed": config["seed"],
     }
     return frame.assign(**run)[[*run, *frame.columns]].astype({"weight": float})

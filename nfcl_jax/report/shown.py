@@ -31,7 +31,7 @@ def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) ->
             values = {f.name: getattr(scan, f.name) for f in dataclasses.fields(scan)}
             arrays = {k: v for k, v in values.items() if v is not None and k != "warnings"}
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **arrays)
+            np.savez(buffer, **arrays)  # what shrinks too well is refused when it is read
             # Scenarios may take different frames of one cine.
             write_file(folder / f"{name}_{scan.num_frames}.npz", buffer.getvalue())
             (folder / f"{name}.npz").unlink(missing_ok=True)  # of an earlier version

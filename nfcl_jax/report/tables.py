@@ -229,7 +229,8 @@ def _readable_continual(continual: pd.DataFrame) -> pd.DataFrame:
                 "strategy": row.strategy,
                 "score": metric_title(row.metric),
             }
-            | dict.fromkeys(SUMMARY_TITLES.values(), "-"),
+            | dict.fromkeys(SUMMARY_TITLES.values(), "-")
+            | {"patients": f"{row.scored} of {row.patients}"},
         )
         cells[SUMMARY_TITLES[row.summary]] = format_mean(row.metric, row.mean, row.low, row.high)
     return pd.DataFrame(rows.values())
