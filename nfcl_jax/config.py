@@ -115,7 +115,7 @@ def stored_config(config: Any, path: Path) -> dict[str, Any]:
         known
         and isinstance(config["field"].get("name"), str)
         and config["strategy"] not in ("scenario", "strategy", "field", "data", *ALWAYS)
-        and isinstance(config.get(config["strategy"], {}), dict)
+        and (config["strategy"] in STRATEGIES or _is_section(config, config["strategy"]))
     ):
         raise RunError(f"{path}: not the config of a run; another --workdir would be right.")
     config = in_todays_terms(config)
@@ -129,6 +129,10 @@ def stored_config(config: Any, path: Path) -> dict[str, Any]:
     if faults:
         raise RunError("\n".join(f"{path}: {fault}" for fault in faults))
     return config
+
+
+def _is_section(config: Mapping[str, Any], name: str) -> bool:
+    return isinstance(config.get(name, {}), dict)
 
 
 def read_json(path: Path) -> Any:

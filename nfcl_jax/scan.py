@@ -66,7 +66,8 @@ class Scan:
 
 def is_name(patient: str) -> bool:
     """Whether a patient may have this name: it becomes a part of paths, of JSON and of pages."""
-    return bool(re.fullmatch(r"[^./\\][^/\\]*", patient)) and patient.isprintable()
+    # Bytes that are no UTF-8 are surrogates, which cannot be written.
+    return bool(re.fullmatch(r"[^./\\\ud800-\udfff][^/\\\ud800-\udfff]*", patient))
 
 
 def equidistant_frames(num_available: int, num_frames: int) -> tuple[int, ...]:

@@ -145,10 +145,10 @@ def test_a_strategy_is_no_other_value_of_a_config(tmp_path, strategy):
         read_config(path)
 
 
-@pytest.mark.parametrize("name", [b"patient\xe91", b"patient\\1", "patient\u202e1".encode()])
+@pytest.mark.parametrize("name", [b"patient\xe91", b"patient\\1"])
 def test_a_patients_name_can_be_written(phantom_root, tmp_path, name):
     shutil.copytree(phantom_root / "patient001", tmp_path / os.fsdecode(name))
-    with pytest.raises(DataError, match="a name of printable characters") as error:
+    with pytest.raises(DataError, match="a name in UTF-8") as error:
         read_cohort(tmp_path, ["domain_expansion"])
     str(error.value).encode()
 

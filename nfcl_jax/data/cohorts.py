@@ -85,8 +85,8 @@ def read_cohort(
     for folder in paths:
         if not is_name(folder.name):
             raise DataError(
-                f"{root}: a patient called {folder.name!a}; a name of printable characters without "
-                "a backslash, that does not begin with a dot, would be right."
+                f"{root}: a patient called {folder.name!a}; a name in UTF-8 without a backslash, "
+                "that does not begin with a dot, would be right."
             )
         faults: list[str] = []
         scans = {
