@@ -144,11 +144,11 @@ def refuse_another_run(
     RunError if its files are no run's. Scans that are not read yet are None."""
     differing = []
     if (workdir / "config.json").exists():
-        configs = [read_config(workdir / "config.json"), in_todays_terms(config)]
-        there, wanted = map(_what_matters, configs)
-        if scan_records is None or _told_by_values(workdir / "patients.json"):
-            for own in (there, wanted):  # data that were moved are the same data
-                own["data"].pop("root")
+        moved = scan_records is None or _told_by_values(workdir / "patients.json")
+        there, wanted = (
+            _what_matters(own, but=["root"] if moved else [])  # moved data are the same data
+            for own in (read_config(workdir / "config.json"), in_todays_terms(config))
+        )
         differing += _differences(there, wanted, "config")
     if scan_records is not None and (workdir / "patients.json").exists():
         differing += differing_scans(read_records(workdir / "patients.json"), scan_records)
@@ -162,7 +162,7 @@ def refuse_another_run(
 
 def _told_by_values(path: Path) -> bool:
     """Whether a patients.json tells scans by their values; those of early runs do not."""
-    scans = [r for r in read_records(path) if "left_out" not in r] if path.exists() else []
+    scans = of_scans(read_records(path)) if path.exists() else []
     return bool(scans) and all("sha256" in record for record in scans)
 
 
@@ -178,10 +178,10 @@ def refuse_another_checkpoint(
     about, path = load_metadata(workdir, task), checkpoint_path(workdir, task)
     configs, names = [stored_config(about.get("config"), path), config], names_of(scan_records)
     there, wanted = map(_matters_to_a_field, configs)
-    scans = stored_records(about.get("scans"), path)
-    scans = [r for r in scans if "left_out" not in r and _name_of(r) in names]
-    given = [r for r in scan_records if "left_out" not in r]
-    differing = _differences(there, wanted, "config") + differing_scans(scans, given)
+    scans = of_scans(stored_records(about.get("scans"), path))
+    scans = [record for record in scans if _name_of(record) in names]
+    differing = _differences(there, wanted, "config")
+    differing += differing_scans(scans, of_scans(scan_records))
     if differing:
         raise RunError(
             f"{path}: left by a run with\n  "
@@ -199,18 +199,17 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 
 def _matters_to_a_field(config: Mapping[str, Any]) -> dict[str, Any]:
     """What matters but where the scans are, and who else was fitted."""
-    config = _what_matters(config)
-    data = {k: v for k, v in config["data"].items() if k not in ("root", "patients")}
-    return config | {"data": data}
+    return _what_matters(config, but=["root", "patients"])
 
 
-def _what_matters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without what changes no result, and without the spelling of a path or the order of
-    patients."""
+def _what_matters(config: Mapping[str, Any], but: Sequence[str]) -> dict[str, Any]:
+    """A config without what changes no result, without the spelling of a path or the order of
+    patients, and without these of its data."""
     given = config["data"]
     patients = ",".join(sorted(set(split_words(given.get("patients", "")))))
     data = given | {"root": str(Path(given.get("root", "")).resolve()), "patients": patients}
-    data.pop("skip_invalid", None)  # patients.json tells who was left out
+    # patients.json tells who was left out.
+    data = {k: v for k, v in data.items() if k not in ("skip_invalid", *but)}
     return {k: v for k, v in config.items() if k not in INDIFFERENT} | {"data": data}
 
 
@@ -242,6 +241,11 @@ def _name_of(record: Mapping[str, Any]) -> str:
     return record["patient"] if "left_out" in record else f"{record['patient']}/{record['image']}"
 
 
+def of_scans(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What patients.json holds, without the patients who were left out."""
+    return [record for record in records if "left_out" not in record]
+
+
 def names_of(scan_records: Iterable[Mapping[str, Any]]) -> list[str]:
     """Of the scans in patients.json, such as "patient001/cine"."""
-    return [_name_of(record) for record in scan_records if "left_out" not in record]
+    return list(map(_name_of, of_scans(scan_records)))

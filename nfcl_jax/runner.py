@@ -29,6 +29,7 @@ from nfcl_jax.run_folder import (
     fingerprint,
     label_of,
     names_of,
+    of_scans,
     params_like,
     refuse_another_checkpoint,
     refuse_another_run,
@@ -214,9 +215,8 @@ def _load_all(
 ) -> dict[str, Learned]:
     """What a task left of every scan, if this config and these scans are what it was learned by."""
     refuse_another_checkpoint(workdir, task, config, scan_records)
-    of_scans = [record for record in scan_records if "left_out" not in record]
-    likes = [params_like(config, record, task) for record in of_scans]
-    like = dict(zip(names_of(of_scans), likes, strict=True))
+    likes = [params_like(config, record, task) for record in of_scans(scan_records)]
+    like = dict(zip(names_of(scan_records), likes, strict=True))
     return checkpoints.load_all(workdir, task, like)
 
 

@@ -283,7 +283,7 @@ def open_run(workdir: str | Path) -> Run:
             hint = f" {cells[0].parent} would be one." if cells else ""
             raise FileNotFoundError(f"{path}: missing; {workdir} is not the folder of a run.{hint}")
     tasks = checkpoints.finished_tasks(workdir)
-    records = [r for r in run_folder.read_records(scans) if "left_out" not in r]
+    records = run_folder.of_scans(run_folder.read_records(scans))
     given = read_config(config)
     for kind, name, known in (
         ("scenario", given["scenario"], SCENARIOS),
