@@ -83,11 +83,16 @@ def load_metadata(workdir: str | Path, task: int) -> dict[str, Any]:
       FileNotFoundError: if there is no such checkpoint.
       CheckpointError: if it was written in another format, or is damaged.
     """
-    return dict(_metadata(workdir, task).custom_metadata)
+    return dict(read_metadata(workdir, task).custom_metadata)
 
 
 def load(
-    workdir: str | Path, task: int, patient: str, image: str, like: Params | None = None
+    workdir: str | Path,
+    task: int,
+    patient: str,
+    image: str,
+    like: Params | None = None,
+    metadata: ocp.CheckpointMetadata | None = None,
 ) -> Params:
     """One scan's parameters after a task, as numpy arrays; nothing else is read.
 
@@ -97,12 +102,13 @@ def load(
       patient: the scan's.
       image: likewise.
       like: shapes and types that they must have; None takes any.
+      metadata: of `read_metadata`, which is read where there is none.
 
     Raises:
       FileNotFoundError, CheckpointError: as `load_metadata`.
       KeyError: if the checkpoint does not have that patient and image.
     """
-    metadata = _metadata(workdir, task)
+    metadata = metadata or read_metadata(workdir, task)
     shapes = metadata.metadata
     if image not in shapes.get(patient, {}):
         known = [f"{p}/{i}" for p, images in shapes.items() for i in images]
@@ -120,7 +126,7 @@ def load_all(
     Raises:
       FileNotFoundError, CheckpointError: as `load_metadata`.
     """
-    metadata = _metadata(workdir, task)
+    metadata = read_metadata(workdir, task)
     tree = _load(workdir, task, metadata, metadata.metadata, like)
     return {
         f"{patient}/{image}": Learned({"params": own["params"]}, own.get(STATE, {}))
@@ -206,7 +212,12 @@ def _refuse_other_arrays(shapes, like: Mapping[str, Params | None], path: Path) 
             raise ValueError(f"{name}: {both[0]} instead of {both[1]}")
 
 
-def _metadata(workdir: str | Path, task: int):
+def read_metadata(workdir: str | Path, task: int) -> ocp.CheckpointMetadata:
+    """What Orbax has of a checkpoint: shapes and types of its arrays, and `load_metadata`'s.
+
+    Raises:
+      FileNotFoundError, CheckpointError: as `load_metadata`.
+    """
     path = checkpoint_path(workdir, task)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no checkpoint of task {task} here.")

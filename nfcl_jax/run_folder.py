@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nfcl_jax.checkpoints import checkpoint_path, load_metadata
+from nfcl_jax.checkpoints import checkpoint_path
 from nfcl_jax.config import (
     INDIFFERENT,
     in_todays_terms,
@@ -167,15 +167,16 @@ def _told_by_values(path: Path) -> bool:
 
 
 def refuse_another_checkpoint(
-    workdir: Path, task: int, config: Mapping[str, Any], scan_records: list[dict]
+    workdir: Path,
+    task: int,
+    about: Mapping[str, Any],
+    config: Mapping[str, Any],
+    scan_records: list[dict],
 ) -> None:
     """Raises RunError, naming what differs, if the checkpoint of a task was left by a run of
-    another config than this, or of other scans than these: one was changed since then.
-
-    Raises:
-      FileNotFoundError, CheckpointError: if there is none, or it cannot be used.
-    """
-    about, path = load_metadata(workdir, task), checkpoint_path(workdir, task)
+    another config than this, or of other scans than these: one was changed since then. `about` is
+    what `checkpoints.load_metadata` has of it."""
+    path = checkpoint_path(workdir, task)
     configs, names = [stored_config(about.get("config"), path), config], names_of(scan_records)
     there, wanted = map(_matters_to_a_field, configs)
     scans = of_scans(stored_records(about.get("scans"), path))

@@ -214,7 +214,8 @@ def _load_all(
     workdir: Path, task: int, config: Mapping[str, Any], scan_records: list[dict[str, Any]]
 ) -> dict[str, Learned]:
     """What a task left of every scan, if this config and these scans are what it was learned by."""
-    refuse_another_checkpoint(workdir, task, config, scan_records)
+    about = checkpoints.load_metadata(workdir, task)
+    refuse_another_checkpoint(workdir, task, about, config, scan_records)
     likes = [params_like(config, record, task) for record in of_scans(scan_records)]
     like = dict(zip(names_of(scan_records), likes, strict=True))
     return checkpoints.load_all(workdir, task, like)

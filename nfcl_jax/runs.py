@@ -44,6 +44,7 @@ class Run:
     config: dict[str, Any]
     scans: list[dict[str, Any]]
     tasks: tuple[int, ...]
+    _metadata: dict[int, Any] = dataclasses.field(default_factory=dict, init=False, compare=False)
 
     @property
     def scores(self) -> pd.DataFrame:
@@ -105,9 +106,12 @@ class Run:
         for the arguments and errors."""
         scan = self._scan(patient, image)
         self._check_task(task)
-        run_folder.refuse_another_checkpoint(self.workdir, task, self.config, [scan])
-        like = run_folder.params_like(self.config, scan, task)
-        return checkpoints.load(self.workdir, task, scan["patient"], scan["image"], like)
+        if task not in self._metadata:  # takes longer to read than a scan's parameters
+            self._metadata[task] = checkpoints.read_metadata(self.workdir, task)
+        read, like = self._metadata[task], run_folder.params_like(self.config, scan, task)
+        about = read.custom_metadata
+        run_folder.refuse_another_checkpoint(self.workdir, task, about, self.config, [scan])
+        return checkpoints.load(self.workdir, task, scan["patient"], scan["image"], like, read)
 
     def field(
         self,
@@ -179,10 +183,9 @@ class Run:
         nifti.check_name(path)
         field = self.field(patient, task, image, "grid", wanted.interpolate)
         tasks = self._tasks()[:task]
-        heads = {t.head.name: t.head for t in tasks}
-        outputs = {name: heads[name] for name in heads}
-        if "mask" in heads:
-            outputs["probabilities"] = heads["mask"]
+        outputs = {t.head.name: t.head for t in tasks}
+        if "mask" in outputs:
+            outputs["probabilities"] = outputs["mask"]
         if output not in outputs:
             raise ValueError(
                 f"output must be one of {', '.join(outputs)} after task {task}, got {output!r}."

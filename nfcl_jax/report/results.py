@@ -1,9 +1,11 @@
 """The scores of many runs in one table, and what each patient has of them."""
 
+import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from nfcl_jax.fields import FIELDS
 from nfcl_jax.records import Fit, Score
 from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import names_of, read_records
+from nfcl_jax.runs import Run, open_run
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS, Scenario
 from nfcl_jax.strategies import STRATEGIES, constants
@@ -23,13 +26,18 @@ BASELINE = "finetune"
 NOTHING_TO_SEE = 60.0  # dB
 
 
-class FinishedRun(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class FinishedRun:
     """A run that learned all its tasks. `strategy` names its constants too, such as "distillation,
     weight 10", where they are not the defaults and there are other runs of that strategy."""
 
     path: Path
     config: dict[str, Any]
     strategy: str
+
+    @functools.cached_property
+    def opened(self) -> Run:
+        return open_run(self.path)
 
     @property
     def field(self) -> str:

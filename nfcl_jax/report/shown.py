@@ -15,7 +15,6 @@ from nfcl_jax.errors import CheckpointError, ReportError, first_line
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.metrics import predicted
 from nfcl_jax.report.results import FinishedRun, of_first_seed, scores_of_scan
-from nfcl_jax.runs import open_run
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS, Task, num_frames
 from nfcl_jax.storage import read_npz, write_file
@@ -98,15 +97,14 @@ def can_reconstruct(run: FinishedRun, scan: Scan) -> bool:
     patient, of the same shape, place, frames and values."""
     if run.field not in FIELDS:  # its definition is not loaded
         return False
-    opened = open_run(run.path)
-    complete = opened.tasks == tuple(range(1, len(run.scenario.tasks(1.0)) + 1))
+    complete = run.opened.tasks == tuple(range(1, len(run.scenario.tasks(1.0)) + 1))
     return complete and any(
         (record["patient"], record["image"]) == (scan.patient, scan.image)
         and tuple(record["shape"]) == scan.shape
         and tuple(record["frame_numbers"]) == scan.frame_numbers
         and np.array_equal(record["affine"], scan.affine)
         and record.get("sha256") in (None, scan.sha256)  # early runs have none
-        for record in opened.scans
+        for record in run.opened.scans
     )
 
 
@@ -136,11 +134,11 @@ def views_of_run(
     Raises:
       CheckpointError: if a checkpoint is damaged.
     """
-    opened, tasks = open_run(run.path), run.scenario.tasks(1.0)
+    tasks = run.scenario.tasks(1.0)
     whole = np.arange(scan.intensities.size).reshape(scan.intensities.shape)
     for trained in range(len(tasks) if last else 1, len(tasks) + 1):
         index = whole[: num_frames(tasks[:trained])][..., slices]
-        outputs = opened.field(scan.patient, trained, scan.image).at_voxels(index.ravel())
+        outputs = run.opened.field(scan.patient, trained, scan.image).at_voxels(index.ravel())
         outputs = outputs.reshape(*index.shape, -1)
         for evaluated, task in enumerate(tasks[:trained], start=1):
             values = predicted(task, outputs[task.frames[0]][..., task.head.channels])
