@@ -206,7 +206,7 @@ FAULTS = {
     "voxel size not a number": (header(PIXDIM + 8, "<f", np.nan), "voxel size must be positive"),
     "flat voxels": (header(PIXDIM + 12, "<f", 500.0), "voxels of .* mm; one side at most 50"),
     "huge": (header(DIM, "<5h", 4, 30000, 30000, 1000, 30), r"voxels need about \d+\.\d GB"),
-    "negative size": (header(DIM, "<5h", 4, -72, 64, 6, 16), CINE),
+    "negative size": (header(DIM, "<5h", 4, -48, 42, 5, 16), CINE),
     "unknown type": (header(DATATYPE, "<h", 999), f"{CINE}: not a readable NIfTI"),
     "infinite slope": (header(SLOPE, "<f", np.inf), "scl_slope must be finite, found inf"),
     "ED missing": (info("ES: 5\n"), "Info.cfg: ED must be a frame number from 1, found none"),

@@ -39,7 +39,7 @@ def test_phantom_patients_differ_and_beat(phantom_root):
         assert 0.2 < cavity[1] / cavity[0] < 0.8  # blood is pumped out
         for scan in (ed, es):
             blood, muscle = (scan.intensities[scan.labels == k].mean() for k in (3, 2))
-            assert blood > 2 * muscle
+            assert blood > 1.8 * muscle
 
 
 def test_phantom_noise_is_rician(phantom_root):
@@ -81,7 +81,7 @@ def test_cine_has_four_frames_scaled_together(phantom_root):
     picked = np.moveaxis(raw[..., [0, 5, 10, 15]], 3, 0)
     expected = (picked - picked.min()) / (picked.max() - picked.min())
     np.testing.assert_allclose(scan.intensities, expected, atol=1e-6)
-    assert scan.shape == (4, 72, 64, 6)
+    assert scan.shape == (4, 48, 42, 5)
 
 
 @pytest.mark.parametrize("patient_name", ["patient001", "patient090"])
@@ -183,7 +183,7 @@ def test_unusable_cines_say_why(patient, change, message):
         (spoil(4), "labels must be 0 to 3"),
         (spoil(0.5), "labels must be 0 to 3"),
         (lambda mask: mask * 0, "the mask is empty"),
-        (lambda mask: mask[:-1], r"shape \(71, 64, 6\), its image has \(72, 64, 6\)"),
+        (lambda mask: mask[:-1], r"shape \(47, 42, 5\), its image has \(48, 42, 5\)"),
     ],
 )
 def test_unusable_masks_say_why(patient, change, message):

@@ -90,7 +90,7 @@ def test_the_code_opens_the_first_run(first_run, folder):
     assert done.returncode == 0, done.stderr
     assert "domain_expansion, siren, distillation of weight 1" in done.stdout
     assert 0 <= float(done.stdout.splitlines()[-1].strip(" []")) <= 1
-    assert nib.load(folder / "p1.nii.gz").shape == (135, 120, 26, 20)
+    assert nib.load(folder / "p1.nii.gz").shape == (132, 115, 21, 20)
 
 
 def test_the_command_that_exports_runs(first_run, folder):
@@ -99,7 +99,7 @@ def test_the_command_that_exports_runs(first_run, folder):
     cell = "runs/quickstart/cells/domain_expansion-siren-distillation-seed0"
     done = run(command.replace("runs/siren", cell).replace("p1.nii", "p2.nii"), folder)
     assert done.returncode == 0, done.stderr
-    assert nib.load(folder / "p2.nii.gz").shape == (135, 120, 26, 20)
+    assert nib.load(folder / "p2.nii.gz").shape == (132, 115, 21, 20)
 
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((REPOSITORY / "docs").glob("*.md")))]

@@ -90,7 +90,7 @@ def test_a_run_leaves_everything_it_promises(runs, phantom_root):
     config = json.loads((workdir / "config.json").read_text())
     assert config["field"]["w0"] == 15.0
     scan = json.loads((workdir / "patients.json").read_text())[0]
-    assert scan["shape"] == [4, 72, 64, 6] and scan["frame_numbers"] == [1, 6, 11, 16]
+    assert scan["shape"] == [4, 48, 42, 5] and scan["frame_numbers"] == [1, 6, 11, 16]
     assert "learned and saved" in (workdir / "train.log").read_text()
     metadata = checkpoints.load_metadata(workdir, 3)
     assert metadata["config"] == config and metadata["scans"][0]["patient"] == "patient001"

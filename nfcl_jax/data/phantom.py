@@ -12,15 +12,16 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-IN_PLANE = ((72, 64), (78, 72), (64, 60))  # voxels, in turn over the patients
-NUM_SLICES = (6, 5, 7)  # all a little below 28,672 voxels: one program serves them all
+IN_PLANE = ((48, 42), (52, 46), (44, 38))  # voxels, in turn over the patients
+NUM_SLICES = (5, 4, 6)  # all a little below 10,240 voxels: one program serves them all
 NUM_FRAMES = (16, 20, 13)
 ED_FRAMES = (1, 1, 3)  # from 1; end-diastole is not always the first frame
-SPACING = (1.9, 1.8, 2.1)  # mm, in plane; 10 mm between slices
-NOISE = 7.0  # standard deviation of each of the two channels, where blood is about 400
+SPACING = (2.8, 2.7, 3.0)  # mm, in plane; 10 mm between slices
+BLUR = 0.8  # voxels
+NOISE = 14.0  # standard deviation of each of the two channels, where blood is about 400
 
 
-def write_phantom(root: str | Path, num_patients: int = 3, seed: int = 0) -> Path:
+def write_phantom(root: str | Path, num_patients: int = 4, seed: int = 0) -> Path:
     """Writes `num_patients` phantom patients below `root`.
 
     Each gets Info.cfg, the 4D cine (int16 with a slope), and the end-diastolic and end-systolic
@@ -60,7 +61,7 @@ def _write_patient(folder: Path, i: int, rng: np.random.Generator) -> None:
     contraction = np.clip(contraction, 0, 1) ** 1.5
     es = int(np.argmax(contraction)) + 1
     frames, masks = zip(*(anatomy.render(c) for c in contraction), strict=True)
-    cine = np.stack([_rician(frame, rng) for frame in frames], axis=-1)
+    cine = np.stack([_acquired(frame, rng) for frame in frames], axis=-1)
 
     folder.mkdir(parents=True, exist_ok=True)
     affine = np.diag([-SPACING[kind], SPACING[kind], 10.0, 1.0])
@@ -84,10 +85,12 @@ def _write_int16(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     nib.save(image, path)
 
 
-def _rician(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The magnitude of a complex signal with Gaussian noise in both channels."""
+def _acquired(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The magnitude of a complex signal with Gaussian noise in both channels, blurred in plane:
+    cine is acquired at larger voxels than it is reconstructed at."""
     real, imaginary = rng.normal(0, NOISE, (2, *image.shape))
-    return np.hypot(image + real, imaginary)
+    channels, blur = (image + real, imaginary), (BLUR, BLUR, 0)
+    return np.hypot(*(ndimage.gaussian_filter(c, blur, mode="wrap") for c in channels))
 
 
 def _texture(shape, sigmas, rng: np.random.Generator) -> np.ndarray:
