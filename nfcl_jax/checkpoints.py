@@ -224,6 +224,8 @@ def read_metadata(workdir: str | Path, task: int) -> ocp.CheckpointMetadata:
     try:
         metadata = ocp.metadata(path)
         version = metadata.custom_metadata.get("format")
+        if metadata.metadata is None:  # which is how Orbax has a list that it cannot read
+            raise ValueError("nothing says which arrays it has")
         for images in metadata.metadata.values():
             for own in images.values():
                 dict(own["params"])

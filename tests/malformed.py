@@ -50,7 +50,7 @@ def header(offset, form, *values):
     return damage
 
 
-DIM, DATATYPE, PIXDIM, OFFSET, SLOPE = 40, 70, 76, 108, 112
+DIM, DATATYPE, PIXDIM, OFFSET, SLOPE, UNITS = 40, 70, 76, 108, 112, 123
 
 
 def pushed(size, claimed=0):
@@ -205,6 +205,8 @@ FAULTS = {
     "no voxel size": (header(PIXDIM + 4, "<f", 0.0), "voxel size must be positive"),
     "voxel size not a number": (header(PIXDIM + 8, "<f", np.nan), "voxel size must be positive"),
     "flat voxels": (header(PIXDIM + 12, "<f", 500.0), "voxels of .* mm; one side at most 50"),
+    "metres": (header(UNITS, "<b", 1 | 8), "lengths are in metres; mm would be right"),
+    "micrometres": (header(UNITS, "<b", 3), "lengths are in micrometres; mm would be right"),
     "huge": (header(DIM, "<5h", 4, 30000, 30000, 1000, 30), r"voxels need about \d+\.\d GB"),
     "negative size": (header(DIM, "<5h", 4, -48, 42, 5, 16), CINE),
     "unknown type": (header(DATATYPE, "<h", 999), f"{CINE}: not a readable NIfTI"),

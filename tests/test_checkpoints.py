@@ -115,15 +115,21 @@ def lose_structure(folder):
     (folder / "_CHECKPOINT_METADATA").unlink()
 
 
-DAMAGES = [alter, cut, lose, empty_metadata, lose_structure]
+def alter_list(folder):
+    (path,) = folder.rglob("_METADATA")
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+
+
+DAMAGES = [alter, cut, lose, empty_metadata, lose_structure, alter_list]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_refused(saved, damage):
     path = checkpoints.checkpoint_path(saved[0], 2)
     damage(path)
-    with pytest.raises(CheckpointError, match=f"^{path}: "):
+    with pytest.raises(CheckpointError, match=f"^{path}: ") as caught:
         checkpoints.load_all(saved[0], 2)
+    assert "NoneType" not in str(caught.value)
 
 
 def test_tasks_count_up_to_the_first_gap(saved):

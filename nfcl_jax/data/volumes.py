@@ -17,6 +17,7 @@ from nfcl_jax.metrics import SSIM_WINDOW
 
 MAX_ASPECT = 16  # longer against shorter side of a slice
 MIN_SPACING, MAX_SPACING = 0.01, 1000  # mm; beyond, the header means other units
+OTHER_UNITS = {1: "metres", 3: "micrometres"}  # by the low bits of xyzt_units; 2 is mm, 0 unknown
 MAX_OFFSET = 2**20  # bytes before the voxels: a header, and extensions that say who made it
 MAX_SPACING_RATIO = 50  # largest against smallest voxel size; ACDC's are 10 mm to 1.5 mm and less
 # What a run holds of each voxel of its frames, at most: the scan twice, its outputs and the
@@ -84,10 +85,13 @@ def read_volume(path: Path, dimensions: int, num_frames: int = 1) -> Volume:
         slope, offset = float(stored["scl_slope"]), header.get_data_offset()
         dtype, affine = header.get_data_dtype(), header.get_best_affine()
         placed = bool(header["sform_code"] or header["qform_code"])
+        unit = OTHER_UNITS.get(int(stored["xyzt_units"]) & 7)
     except Exception as error:  # a damaged header fails in any way
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
     if len(shape) != dimensions or min(shape) < 1:
         raise DataError(f"{path}: expected {dimensions} dimensions, found shape {shape}.")
+    if unit:
+        raise DataError(f"{path}: its lengths are in {unit}; mm would be right.")
     _check_geometry(path, shape, spacing)
     _check_memory(path, shape, num_frames)
     if math.isinf(slope):  # which nibabel takes for none; NaN is how it writes that
