@@ -199,7 +199,7 @@ FAULTS = {
     "five dimensions": (change(CINE, lambda x: x[..., None, None]), "expected 4 dimensions"),
     "one slice": (change(CINE, lambda x: x[:, :, :1]), "a single slice"),
     "narrow": (change(CINE, lambda x: x[:5]), "smaller than the 7 x 7 window"),
-    "long": (change(CINE, lambda x: np.tile(x[:7], (1, 2, 1, 1))), "times the other"),
+    "long": (change(CINE, lambda x: np.tile(x[:7], (1, 3, 1, 1))), "times the other"),
     "colours": (colours, f"{CINE}: holds .*; real numbers would be right"),
     "complex": (change(CINE, lambda x: x + 1j), f"{CINE}: holds complex.*; real numbers"),
     "no voxel size": (header(PIXDIM + 4, "<f", 0.0), "voxel size must be positive"),

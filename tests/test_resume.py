@@ -65,7 +65,7 @@ def test_a_phantom_that_was_not_written_to_the_end_is_written_again(tmp_path, mo
     with pytest.raises(PowerError):
         written_phantom(tmp_path)
     monkeypatch.setattr(phantom, "_write_patient", written)
-    assert len(list(written_phantom(tmp_path).iterdir())) == 3
+    assert len(list(written_phantom(tmp_path).iterdir())) == 4
     assert os.listdir(tmp_path) == ["phantom"]
 
 

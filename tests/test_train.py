@@ -31,7 +31,7 @@ KEPT_PSNR = {
     "domain_expansion": {"pe_relu": 19, "siren": 18, "finer": 16, "diner": 41},
     "signal_expansion": {"pe_relu": 17, "siren": 19, "finer": 17, "diner": 29},
 }
-MASK_DSC = {"pe_relu": 0.3, "siren": 0.9, "finer": 0.8, "diner": 0.89}
+MASK_DSC = {"pe_relu": 0.2, "siren": 0.85, "finer": 0.8, "diner": 0.89}
 
 
 def make_config(scenario, field, strategy, phantom_root, patients="patient001"):
