@@ -100,7 +100,8 @@ def first_and_last(scores: Scores, scenario: str) -> Figure:
                 axes.plot([place - 0.4, place + 0.4], [before] * 2, color="#555555", lw=1.2)
             axes.set_xticks(range(len(fields)), [field_title(field) for field in fields])
             axes.set_xlim(-0.6, len(fields) - 0.4)
-            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(min(0, bottom), 1.03 * top)  # room for a marker at the top
             axes.grid(axis="x", visible=False)
             axes.tick_params(axis="x", labelsize=8, length=0)
             name, *unit = _axis_title(metric).split(", ")
