@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,8 +22,8 @@ class Scan:
       spacing: voxel size along x, y and z, in mm.
       affine: voxel indices to scanner coordinates, 4 x 4, in mm.
       intensity_range: what 0 and 1 stand for, in the file's values.
-      cine_range: the smallest and the largest of the patient's whole cine, likewise, or None where
-        there is none.
+      cine_range: () -> the smallest and the largest of the patient's whole cine, likewise, or None
+        where there is none. It is asked only where the intensities are to be scaled by it.
       warnings: what should be known of its files, a line each.
     """
 
@@ -34,7 +35,7 @@ class Scan:
     spacing: tuple[float, float, float]
     affine: np.ndarray
     intensity_range: tuple[float, float] = (0.0, 1.0)
-    cine_range: tuple[float, float] | None = None
+    cine_range: Callable[[], tuple[float, float] | None] = lambda: None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -95,10 +96,14 @@ def scale_intensities(image: np.ndarray) -> np.ndarray:
 
 def scaled_by_cine(scan: Scan) -> Scan:
     """The scan with 0 and 1 at the ends of the patient's whole cine, or at its own where those are
-    further out; unchanged where there is no cine."""
-    if scan.cine_range is None:
+    further out; unchanged where there is no cine.
+
+    Raises:
+      DataError: if the cine cannot be read.
+    """
+    own, cine = scan.intensity_range, scan.cine_range()
+    if cine is None:
         return scan
-    own, cine = scan.intensity_range, scan.cine_range
     low, high = min(own[0], cine[0]), max(own[1], cine[1])
     values = scan.intensities * np.float64(own[1] - own[0]) + (own[0] - low)
     scaled = (values / (high - low)).astype(np.float32)

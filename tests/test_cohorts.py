@@ -187,11 +187,14 @@ def test_intensities_are_scaled_by_the_whole_cine_or_by_the_frames(root):
     (root / "patient001/patient001_4d.nii.gz").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"patient001_4d\.nii\.gz: not a readable NIfTI file"):
         read_scans(root, "signal_expansion", ["patient001"])
+    # It does not matter to who does not ask for it.
+    unasked = read_scans(root, "signal_expansion", ["patient001"], intensity_range="frames")[0]
+    np.testing.assert_array_equal(unasked.intensities, own.intensities)
 
 
 def test_what_is_beyond_the_cine_widens_its_range():
     scan = make_scan("patient0", (8, 8, 2))
-    scan = dataclasses.replace(scan, intensity_range=(10.0, 50.0), cine_range=(0.0, 40.0))
+    scan = dataclasses.replace(scan, intensity_range=(10.0, 50.0), cine_range=lambda: (0.0, 40.0))
     scaled = scaled_by_cine(scan)
     assert scaled.intensity_range == (0.0, 50.0) and scaled.intensities.dtype == np.float32
     np.testing.assert_allclose(scaled.intensities, 0.2 + 0.8 * scan.intensities, rtol=1e-6)

@@ -127,6 +127,7 @@ def read_cine(folder: Path, num_frames: int) -> Scan:
         raise DataError(f"{path}: {error}") from error
     frames = volume.data[..., [number - 1 for number in numbers]]
     _check_contrast(frames, path, numbers)
+    whole = range_of(volume.data)
     return Scan(
         patient=folder.name,
         image="cine",
@@ -136,7 +137,7 @@ def read_cine(folder: Path, num_frames: int) -> Scan:
         spacing=volume.spacing,
         affine=volume.affine,
         intensity_range=range_of(frames),
-        cine_range=range_of(volume.data),
+        cine_range=lambda: whole,
     )
 
 
@@ -180,7 +181,6 @@ def read_phase(folder: Path, phase: str) -> Scan:
     elif volume and mask and not np.allclose(mask.spacing, volume.spacing, rtol=0.01):
         faults.append(f"{mask_path}: voxels of {mask.spacing} mm, its image's {volume.spacing} mm.")
     warnings = collect(faults, _misplaced, mask_path, mask, volume) if not faults else ()
-    cine_range = collect(faults, _range_of_cine, folder)
     if faults:
         raise DataError("\n".join(faults))
     return Scan(
@@ -192,7 +192,7 @@ def read_phase(folder: Path, phase: str) -> Scan:
         spacing=volume.spacing,
         affine=volume.affine,
         intensity_range=range_of(volume.data),
-        cine_range=cine_range,
+        cine_range=functools.partial(_range_of_cine, folder),
         warnings=warnings,
     )
 

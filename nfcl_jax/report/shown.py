@@ -1,7 +1,6 @@
 """The patients that a report shows: their scans, kept beside the runs, so that the report needs no
 other files, and what the runs' fields make of them."""
 
-import dataclasses
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +18,8 @@ from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS, Task, num_frames
 from nfcl_jax.storage import read_npz, write_file
 
+KEPT = ("intensities", "labels", "frame_numbers", "spacing", "affine")  # of a scan
+
 
 def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) -> None:
     """Writes the scans of `patients` below `workdir`, where those of other patients are removed."""
@@ -27,8 +28,8 @@ def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) ->
     for scan in scans:
         if scan.patient in patients:
             name = f"{scan.patient}_{scan.image}"
-            values = {f.name: getattr(scan, f.name) for f in dataclasses.fields(scan)}
-            arrays = {k: v for k, v in values.items() if v is not None and k != "warnings"}
+            values = {name: getattr(scan, name) for name in KEPT}
+            arrays = {name: value for name, value in values.items() if value is not None}
             buffer = io.BytesIO()
             np.savez(buffer, **arrays)  # what shrinks too well is refused when it is read
             # Scenarios may take different frames of one cine.
