@@ -1,5 +1,6 @@
 """NIfTI files of what a field makes of a scan, on grids that lie over the scan's."""
 
+import gzip
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 
 from nfcl_jax.data.volumes import memory_of_machine
 from nfcl_jax.geometry import MAX_SIZE, resampled, scanner_affine
+from nfcl_jax.storage import write_file
 
-BYTES_PER_POINT = 4 * 3 * 5  # of up to five outputs: themselves, what is made of them, and a copy
+BYTES_PER_POINT = 4 * 4 * 5  # of up to five outputs: themselves, what is made of them, two copies
 
 
 class Sampling(NamedTuple):
@@ -43,7 +45,7 @@ def check_name(path: str | Path) -> None:
 def write(
     path: str | Path, volume: np.ndarray, affine: np.ndarray, voxel_size: Sequence[float]
 ) -> Path:
-    """Writes a volume, (x, y, z), (x, y, z, t) or with channels after that.
+    """Writes a volume, (x, y, z), (x, y, z, t) or with channels after that, whole or not at all.
 
     The affine goes into the sform, which can hold any; into the qform, too, if that can hold it:
     without shears, and with voxels of the size that is given.
@@ -64,8 +66,10 @@ def write(
         image.set_qform(None, code="unknown")
     image.header.set_zooms(voxel_size)
     image.header.set_xyzt_units("mm")
-    nib.save(image, path)
-    return Path(path)
+    contents, path = image.to_bytes(), Path(path)
+    zipped = path.suffix == ".gz"
+    write_file(path, gzip.compress(contents, compresslevel=1, mtime=0) if zipped else contents)
+    return path
 
 
 def sampled(

@@ -1,5 +1,7 @@
 """Fitted fields as functions, and NIfTI files that lie over the scans."""
 
+import os
+
 import jax
 import nibabel as nib
 import numpy as np
@@ -162,6 +164,20 @@ def test_a_file_has_the_affine_of_the_scan(affine, tmp_path):
             place = np.array(other.TransformIndexToPhysicalPoint(voxel)[:3]) * [-1, -1, 1]
             expected = nib.affines.apply_affine(affine, voxel[:3])
             np.testing.assert_allclose(place, expected, atol=1e-3)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path, monkeypatch):
+    volume = np.ones((2, 2, 2), "f4")
+    path = nifti.write(tmp_path / "v.nii.gz", volume, AFFINE, [1.0] * 3)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        nifti.write(path, 2 * volume, AFFINE, [1.0] * 3)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["v.nii.gz"]
 
 
 def test_a_file_lies_over_a_scan_whose_header_contradicts_itself(tmp_path):
