@@ -27,6 +27,8 @@ from nfcl_jax.run_folder import names_of
 from nfcl_jax.runner import Caller, run
 from nfcl_jax.storage import remove_parts
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 def tiny(root, **data):
     made = make_config("domain_expansion", "siren", "distillation", root)
@@ -101,9 +103,19 @@ def test_runs_on_other_values_of_a_scan_are_told_of(tmp_path):
     write_grid(tmp_path)
     assert "Runs were made on different scans" not in report(tmp_path)
     for number, folder in enumerate(sorted(tmp_path.glob("cells/domain_expansion-siren-*"))):
-        records = [record | {"sha256": str(number)} for record in patients(folder)]
+        records = [r | {"sha256": f"{number} {r['patient']}"} for r in patients(folder)]
         (folder / "patients.json").write_text(json.dumps(records))
     assert "Runs were made on different scans of" in report(tmp_path)
+    assert "The same scan" not in report(tmp_path)
+
+
+def test_a_scan_that_is_there_twice_is_told_of(tmp_path):
+    write_run(tmp_path / "a", "domain_expansion", "siren", "finetune")
+    records = patients(tmp_path / "a")
+    for record, digest in zip(records, "abcbd", strict=True):
+        record["sha256"] = digest
+    (tmp_path / "a/patients.json").write_text(json.dumps(records))
+    assert "several names counts as often: patient002/cine, patient004/cine." in report(tmp_path)
 
 
 def report(folder):

@@ -53,16 +53,22 @@ def caveats(
 
 
 def _not_as_shipped(runs: Sequence[FinishedRun]) -> list[str]:
-    """Every setting that changes results and is not its default, with the fields that have it so.
-    The constants of a strategy are told by its name, where there are several."""
-    found: dict[str, dict[str, None]] = {}
+    """Every setting that changes results and is not its default, with the fields that have it so,
+    and the scenario if it is one of several."""
+    found: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        scenario, strategy = run.config["scenario"], run.config["strategy"]
         if run.field in FIELDS:
-            shipped = make_config(scenario, run.field, strategy)
+            shipped = make_config(run.config["scenario"], run.field, run.config["strategy"])
             for words in _changes(run.config, shipped):
-                found.setdefault(words, {})[field_title(run.field)] = None
-    return [f"Not as shipped: {words} ({', '.join(fields)})." for words, fields in found.items()]
+                found.setdefault(words, []).append(run)
+    everywhere = {run.scenario.title for run in runs}
+    lines = []
+    for words, changed in found.items():
+        own = sorted({run.scenario.title for run in changed})
+        where = [title.split(":")[0].lower() for title in own if {*own} != everywhere]
+        fields = ", ".join(dict.fromkeys(field_title(run.field) for run in changed))
+        lines.append(f"Not as shipped: {'; '.join([words, *where])} ({fields}).")
+    return lines
 
 
 def _changes(config: Mapping[str, Any], shipped: Mapping[str, Any], section: str = ""):
@@ -89,6 +95,7 @@ def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
             if len({json.dumps(config.get(name), sort_keys=True) for config in own}) > 1:
                 found.append(f"Runs of {field_title(field)} differ in {name}.")
     scans: dict[tuple[str, str, str], set[str]] = {}
+    owners: dict[tuple[str, str], set[str]] = {}
     left_out: set[str] = set()
     for run in runs:
         for record in read_records(run.path / "patients.json"):
@@ -96,6 +103,8 @@ def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
                 left_out.add(record["patient"])
                 continue
             name = f"{record['patient']}/{record['image']}"
+            if "sha256" in record:
+                owners.setdefault((run.scenario.title, record["sha256"]), set()).add(name)
             for key in ("shape", "frame_numbers", "spacing", "affine", *LATER):
                 if key in record:
                     values = scans.setdefault((run.config["scenario"], name, key), set())
@@ -104,6 +113,8 @@ def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
         found.append(
             f"Patients were left out for faults of their files: {', '.join(sorted(left_out))}."
         )
+    for names in dict.fromkeys(tuple(sorted(own)) for own in owners.values() if len(own) > 1):
+        found.append(f"The same scan under several names counts as often: {', '.join(names)}.")
     different = sorted({name for (_, name, _), values in scans.items() if len(values) > 1})
     if different:
         found.append(f"Runs were made on different scans of {', '.join(different)}.")
