@@ -5,7 +5,7 @@
 
 Each choice is an ordinary grid in WORKDIR/NAME, with its own report; study.md and study.json have
 the verdicts of all. A cell that several choices have is run once, and copied. The same command on
-the same folder goes on where it stopped.
+the same folder goes on where it stopped. --config.only='diner_*' runs some of them.
 """
 
 import sys
@@ -33,12 +33,12 @@ def main(argv: list[str]) -> None:
     choices = choices_of(_CONFIG.value.to_dict(), workdir)
     with log_to_screen(console), locked(workdir):
         check_choices(choices, workdir)
-    done = []
+    done, known = [], list(_CONFIG.value.choices)  # of which `only` may have been others before
     for name, config in choices.items():
         console.rule(name)
-        others = [workdir / other for other in choices if other != name]
+        others = [workdir / other for other in known if other != name]
         done.append(run_grid(config, workdir / name, console, others))
-        write_study(workdir, choices)
+        write_study(workdir, known)
     console.print(f"the verdicts of all choices are in {workdir / 'study.md'}")
     if not all(done):
         sys.exit(1)

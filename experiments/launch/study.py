@@ -1,11 +1,13 @@
 """The grids of a study."""
 
+import fnmatch
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.launch.grid import make_cells, refuse_other_cells, shown_patients
+from nfcl_jax.config import split_words
 from nfcl_jax.errors import ConfigError, DataError
 from nfcl_jax.runner import phantom_root, read_data, written_phantom
 
@@ -15,17 +17,25 @@ def choices_of(config: Mapping[str, Any], workdir: Path) -> dict[str, dict[str, 
     all are run on one phantom.
 
     Raises:
-      ConfigError: if the config is of something else, or one of the grids' is not right.
+      ConfigError: if the config is of something else, leaves no choice, or one of the grids' is
+        not right.
     """
-    if "choices" not in config:
+    if not {"choices", "only"} <= set(config):
         raise ConfigError("this is not the config of a study; configs/study.py would be right.")
+    shipped = {key: value for key, value in config.items() if key not in ("choices", "only")}
+    patterns = split_words(config["only"]) or ["*"]
     grids = {}
     for name, changes in config["choices"].items():
-        grid = _updated({k: v for k, v in config.items() if k != "choices"}, changes, name)
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            continue
+        grid = _updated(shipped, changes, name)
         if not grid["data"]["root"]:
             grid["data"] |= {"root": str(phantom_root(workdir))}
         make_cells(grid, workdir / name)
         grids[name] = grid
+    if not grids:
+        known = ", ".join(config["choices"])
+        raise ConfigError(f"config.only {config['only']!r} leaves no choice; there are {known}.")
     return grids
 
 

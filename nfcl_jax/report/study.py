@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from nfcl_jax.config import read_json
+from nfcl_jax.fields import field_title
 from nfcl_jax.report.tables import markdown
 from nfcl_jax.report.verdicts import shown
 from nfcl_jax.storage import write_file
@@ -15,8 +16,9 @@ from nfcl_jax.storage import write_file
 
 def write_study(workdir: Path, names: Iterable[str]) -> None:
     """Writes study.json, the claims of each choice that has a report, and study.md: a table of
-    their verdicts, a row for each choice and a column for each claim, then for each claim the
-    numbers behind them.
+    their verdicts, a row for each choice and a column for each claim, with the mean that decides
+    and its limit; how many fits failed; then for each claim the numbers behind them. Nothing where
+    no choice has a report.
 
     Args:
       workdir: has the folder of each choice's grid.
@@ -27,10 +29,17 @@ def write_study(workdir: Path, names: Iterable[str]) -> None:
         for name in names
         if (workdir / name / "claims.json").is_file()
     }
+    if not found:
+        return
     verdicts = [
-        {"choice": name} | {c["id"]: c["verdict"] for c in own} for name, own in found.items()
+        {"choice": name} | {c["id"]: _in_short(decisive(name, c)) for c in own}
+        for name, own in found.items()
     ]
     parts = ["# Which choice decides which claim", markdown(pd.DataFrame(verdicts))]
+    counted = pd.concat(
+        [failed_fits(pd.read_csv(workdir / n / "results.csv")).assign(choice=n) for n in found]
+    )
+    parts += ["## Fits that collapsed or diverged", _failures(counted)]
     for claims in zip(*found.values(), strict=True):
         rows = [decisive(name, claim) for name, claim in zip(found, claims, strict=True)]
         parts += [f"## {claims[0]['id']}", claims[0]["claim"], markdown(pd.DataFrame(rows))]
@@ -45,6 +54,45 @@ def decisive(name: str, claim: dict[str, Any]) -> dict[str, str]:
     worst = min(values, key=_margin)
     row = {"choice": name, "verdict": claim["verdict"], "decided by": worst["text"]}
     return row | dict(zip(("mean", "must be"), shown(worst), strict=True))
+
+
+def _in_short(row: dict[str, str]) -> str:
+    mean, must_be = (row[name].replace(" dB", "").split(" [")[0] for name in ("mean", "must be"))
+    return row["verdict"] + (f": {mean} ({must_be})" if mean != "-" else "")
+
+
+def failed_fits(results: pd.DataFrame) -> pd.DataFrame:
+    """How many of a grid's fits collapsed or diverged.
+
+    Args:
+      results: of `load_results`.
+
+    Returns:
+      A row for each field and strategy: `field`, `strategy`, `fits` (one for each scan, scenario
+      and seed), and how many had failed after the first task (`first`) and after the last (`last`).
+    """
+    fit = ["field", "strategy", "scenario", "seed", "patient", "image"]
+    fits = results.sort_values("trained_task", kind="stable").groupby(fit, sort=False)["failed"]
+    ends = fits.agg(["first", "last"]).astype(int).assign(fits=1)
+    return ends.groupby(["field", "strategy"], sort=False).sum().reset_index()
+
+
+def _failures(counted: pd.DataFrame) -> str:
+    """For the reader: of the fields that had a failed fit under any choice."""
+    some = counted.groupby("field")["last"].transform("sum") > 0
+    if not some.any():
+        return f"None of {counted['fits'].sum()}."
+    rows = [
+        {
+            "choice": row.choice,
+            "field": field_title(row.field),
+            "strategy": row.strategy,
+            "in the first task": f"{row.first} of {row.fits}",
+            "in any": f"{row.last} of {row.fits}",
+        }
+        for row in counted[some].itertuples()
+    ]
+    return markdown(pd.DataFrame(rows))
 
 
 def _margin(value: dict[str, Any]) -> float:
