@@ -1,13 +1,22 @@
+import contextlib
+import fcntl
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # The tests' programs take few steps: they are compiled quickly rather than well.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
+# Most of their time is compiling: what one process has compiled, no other compiles again.
+CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nfcl_jax-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-import pytest
-from jaxtyping import install_import_hook
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 # Shapes and types in signatures are checked while the tests run.
 _hook = install_import_hook("nfcl_jax", "beartype.beartype")
@@ -16,6 +25,11 @@ import nfcl_jax  # noqa: E402, F401
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_unconfigure():
+    if CACHE:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -38,15 +52,42 @@ def acdc_root() -> Path:
     return root
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Reports take half of their time to draw."""
+    monkeypatch.setattr("nfcl_jax.report.report._figures", lambda *_: ())
+
+
 @pytest.fixture(scope="session")
-def phantom_root(tmp_path_factory) -> Path:
+def shared(tmp_path_factory) -> Path:
+    """A folder of all the processes that run tests at once."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def one_at_a_time(name: Path):
+    """Other processes wait here until this one has made what they can take."""
+    with name.with_suffix(".waiting").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def phantom_root(shared) -> Path:
     from nfcl_jax.data.phantom import write_phantom
 
-    return write_phantom(tmp_path_factory.mktemp("phantom"), num_patients=3)
+    root = shared / "phantom"
+    with one_at_a_time(root):
+        if not root.exists():
+            write_phantom(root, num_patients=3)
+    return root
 
 
 @pytest.fixture(scope="session")
-def runs(phantom_root, tmp_path_factory):
+def runs(phantom_root, shared):
     """Cells of a small grid, every field x strategy x scenario on one phantom patient, made when
     first asked for: (scenario, field, strategy) -> folder, in WORKDIR/cells."""
     from rich.console import Console
@@ -62,15 +103,18 @@ def runs(phantom_root, tmp_path_factory):
     fewer = [f"{field}:batch_size=1024" for field in ("pe_relu", "siren", "finer")]
     config.overrides = ",".join(["*:field.width=64", *fewer])
     config.data.root, config.data.patients = str(phantom_root), "patient001"
-    workdir = tmp_path_factory.mktemp("grid")
+    workdir = shared / "grid"
     cells = {cell.name: cell for cell in grid.make_cells(config.to_dict(), workdir)}
     cohort = read_cohort(phantom_root, SCENARIOS, ["patient001"])
-    save_shown(workdir, [scan for s in cohort.scans.values() for scan in s], ["patient001"])
+    with one_at_a_time(workdir):
+        save_shown(workdir, [scan for s in cohort.scans.values() for scan in s], ["patient001"])
 
     def run(scenario, field, strategy):
         wanted = [f"{scenario}-{field}-{s}-seed0" for s in ("finetune", strategy)]
-        missing = [n for n in dict.fromkeys(wanted) if not (workdir / "cells" / n).exists()]
-        failed = grid.run_cells([cells[n] for n in missing], cohort, workdir, Console(quiet=True))
+        with one_at_a_time(shared / f"{scenario}-{field}"):
+            missing = [n for n in dict.fromkeys(wanted) if not (workdir / "cells" / n).exists()]
+            own = [cells[name] for name in missing]
+            failed = grid.run_cells(own, cohort, workdir, Console(quiet=True))
         assert not failed
         return workdir / "cells" / wanted[-1]
 

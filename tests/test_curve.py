@@ -179,8 +179,16 @@ def asked_at(knots, how):
     return how._replace(field=dict(how.field) | {"knots": knots})
 
 
-@pytest.mark.parametrize("tasks", [FRAMES[:3], IMAGE_AND_MASK], ids=["domain", "signal"])
-@pytest.mark.parametrize("make_recipe", [recipe, distilled])
+@pytest.mark.parametrize(
+    ("make_recipe", "tasks"),
+    [
+        (recipe, FRAMES[:3]),
+        (distilled, IMAGE_AND_MASK),
+        pytest.param(recipe, IMAGE_AND_MASK, marks=pytest.mark.slow),
+        pytest.param(distilled, FRAMES[:3], marks=pytest.mark.slow),
+    ],
+    ids=["domain", "distilled-signal", "signal", "distilled-domain"],
+)
 def test_steps_on_a_curve_are_full_batch_steps(make_recipe, tasks):
     """As the ones that ask the network at every voxel; scores are the network's in both."""
     scans, how = scans_for(tasks)[:2], make_recipe("diner", batch_size=0, num_steps=6)

@@ -83,8 +83,16 @@ def test_the_loss_is_its_equation_and_importances_add_up_while_the_output_grows(
     assert costs[0] == costs[1] > 0
 
 
-@pytest.mark.parametrize("name", ["siren", "diner"])
-@pytest.mark.parametrize("tasks", [FRAMES[:2], IMAGE_AND_MASK], ids=["domain", "signal"])
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [
+        ("siren", IMAGE_AND_MASK),
+        ("diner", FRAMES[:2]),
+        pytest.param("siren", FRAMES[:2], marks=pytest.mark.slow),
+        pytest.param("diner", IMAGE_AND_MASK, marks=pytest.mark.slow),
+    ],
+    ids=["siren-signal", "diner-domain", "siren-domain", "diner-signal"],
+)
 def test_it_keeps_the_field_nearer_to_what_it_was(name, tasks):
     scan = scans_for(tasks)[0]
     index, moved = jnp.arange(scan.num_voxels), []

@@ -75,6 +75,7 @@ def test_it_goes_on_to_the_same_end(trained, folder):
         assert (folder / "runs/stopped" / name).read_bytes() == (trained / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_grid_and_its_report_have_them_by_their_titles(folder):
     less = " --config.cells=*gauss*" + SMALL.replace("55", "2")
     done = run(PAPER + less, folder)

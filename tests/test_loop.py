@@ -28,7 +28,7 @@ from nfcl_jax.strategies.ewc import ewc
     [
         ("siren", FRAMES[:2]),
         ("diner", FRAMES[:2]),
-        ("siren", IMAGE_AND_MASK),
+        pytest.param("siren", IMAGE_AND_MASK, marks=pytest.mark.slow),
         pytest.param("pe_relu", FRAMES[:2], marks=pytest.mark.slow),
         pytest.param("finer", FRAMES[:2], marks=pytest.mark.slow),
     ],
@@ -64,7 +64,7 @@ def test_a_strategys_state_does_not_depend_on_company_either(tasks):
     assert own.state["importance"]["params"]["table"].shape == (scans[0].intensities.size, 1)
 
 
-@pytest.mark.parametrize("name", ["siren", "diner"])
+@pytest.mark.parametrize("name", [pytest.param("siren", marks=pytest.mark.slow), "diner"])
 def test_full_volume_steps_do_not_depend_on_padding_or_company_either(name):
     """To the bit, though the scan that is looked at is padded to twice its size."""
     scans = [make_scan(f"patient{i}", s) for i, s in enumerate([(20, 20, 5), (17, 13, 5)])]

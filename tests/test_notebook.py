@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -80,13 +81,13 @@ def test_it_makes_a_run_if_none_is_named(tmp_path):
 
 
 def test_it_shows_the_run_that_is_named(runs, tmp_path):
-    workdir = runs("domain_expansion", "diner", "distillation")
-    assert pictures(tmp_path, workdir) == [7, 1]
-    (workdir / "patient001_cine_task4.nii.gz").unlink()
+    shutil.copytree(runs("domain_expansion", "diner", "distillation"), tmp_path / "run")
+    assert pictures(tmp_path, tmp_path / "run") == [7, 1]
+    assert (tmp_path / "run/patient001_cine_task4.nii.gz").exists()
 
 
 @pytest.mark.slow
 def test_it_shows_an_image_and_its_mask(runs, tmp_path):
-    workdir = runs("signal_expansion", "diner", "distillation")
-    assert pictures(tmp_path, workdir) == [7, 1]
-    (workdir / "patient001_ED_task2.nii.gz").unlink()
+    shutil.copytree(runs("signal_expansion", "diner", "distillation"), tmp_path / "run")
+    assert pictures(tmp_path, tmp_path / "run") == [7, 1]
+    assert (tmp_path / "run/patient001_ED_task2.nii.gz").exists()

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import itertools
 import json
 import re
 import shutil
@@ -30,12 +31,13 @@ from nfcl_jax.scenarios import SCENARIOS
 
 
 @pytest.fixture(scope="module")
-def real_report(runs):
-    """Of the small grid that was really run."""
-    for scenario in SCENARIOS:
-        for field in ("siren", "diner"):
-            for strategy in STRATEGIES:
-                workdir = runs(scenario, field, strategy).parents[1]
+def real_report(runs, tmp_path_factory):
+    """Of a small grid that was really run."""
+    workdir = tmp_path_factory.mktemp("report")
+    for cell in itertools.product(SCENARIOS, ("siren", "diner"), STRATEGIES):
+        run = runs(*cell)
+        shutil.copytree(run, workdir / "cells" / run.name)
+    shutil.copytree(run.parents[1] / "shown", workdir / "shown")
     write_report(workdir)
     return workdir
 

@@ -19,8 +19,8 @@ class PowerError(Exception):
 @pytest.mark.parametrize(
     ("how", "tasks"),
     [
-        (distilled("diner"), FRAMES[:2]),
-        (distilled("siren"), IMAGE_AND_MASK),
+        pytest.param(distilled("diner"), FRAMES[:2], marks=pytest.mark.slow),
+        pytest.param(distilled("siren"), IMAGE_AND_MASK, marks=pytest.mark.slow),
         (recipe("diner", ewc()), FRAMES[:3]),
         (distilled("siren", keep_optimiser=True, warmup_steps=5), IMAGE_AND_MASK),
         pytest.param(recipe("siren", ewc()), IMAGE_AND_MASK, marks=pytest.mark.slow),

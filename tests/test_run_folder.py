@@ -23,6 +23,8 @@ from nfcl_jax.report.report import write_report
 from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import describe_scans, names_of, read_records, refuse_another_run
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 def lines(change):
     """Changes the lines of a file, the first of which is its header."""

@@ -59,7 +59,9 @@ def test_the_first_step_is_adams_on_the_mean_huber_loss_of_the_volume():
         )
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "pe_relu")) for n in FIELDS]
+)
 def test_distillation_keeps_the_first_frame_nearer_to_the_teacher(name):
     """After full-volume steps on a second frame, what the field says of the first has moved less
     than by fine-tuning: the penalty works for every field, not only where the scores show it."""
@@ -93,7 +95,7 @@ def test_a_task_too_short_to_render_its_teacher_asks_it_and_learns_the_same(name
     assert_same_results(*runs, {scans[0].patient})
 
 
-@pytest.mark.parametrize("name", ["siren", "diner"])
+@pytest.mark.parametrize("name", [pytest.param("siren", marks=pytest.mark.slow), "diner"])
 def test_a_step_on_every_voxel_asks_none_twice(name):
     """The image that is distilled has the voxels of the mask that is learned: its points are
     shared. So they are not where only some are drawn, nor on another frame."""

@@ -1,6 +1,7 @@
 """Runs as a user launches them, on small phantoms."""
 
 import csv
+import itertools
 import json
 import shutil
 
@@ -31,6 +32,7 @@ KEPT_PSNR = {
     "domain_expansion": {"pe_relu": 20, "siren": 22, "finer": 18, "diner": 41},
     "signal_expansion": {"pe_relu": 18, "siren": 24, "finer": 20, "diner": 29},
 }
+LATER = [("domain_expansion", "pe_relu"), ("signal_expansion", "finer")]  # with --slow
 MASK_DSC = {"pe_relu": 0.2, "siren": 0.85, "finer": 0.8, "diner": 0.89}
 
 
@@ -57,8 +59,13 @@ def value(rows, metric, trained, evaluated):
     return np.mean(found)
 
 
-@pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    ("scenario", "field"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case in LATER))
+        for case in itertools.product(SCENARIOS, FIELDS)
+    ],
+)
 def test_every_field_learns_forgets_and_is_saved_by_distillation(runs, scenario, field):
     last = {"domain_expansion": 4, "signal_expansion": 2}[scenario]
     rows = {s: read_csv(runs(scenario, field, s) / "metrics.csv") for s in STRATEGIES}

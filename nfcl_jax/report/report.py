@@ -170,7 +170,9 @@ def _write_figures(folder: Path, drawn) -> list[dict[str, str]]:
                 path.unlink()
     pictures = []
     for name, caption, figure in drawn:
-        files = {kind: figures.figure_bytes(figure, kind) for kind in ("png", "svg")}
+        files = {"png": figures.figure_bytes(figure, "png")}
+        figure.set_layout_engine("none")  # it is laid out
+        files["svg"] = figures.figure_bytes(figure, "svg")
         for kind, contents in files.items():
             write_file(folder / f"{name}.{kind}", contents)
         # Pictures of scans are smaller as PNG.
