@@ -135,11 +135,12 @@ def test_the_scores_of_the_reproduction_are_those_of_its_tables():
     assert len(scores) > 10 and set(scores) <= known, set(scores) - known
 
 
-def test_the_tables_of_the_reproduction_are_those_of_its_runs(tmp_path):
+@pytest.mark.parametrize("name", ["paper", "whole"])
+def test_the_tables_of_the_reproduction_are_those_of_its_runs(tmp_path, name, without_figures):
     """Of what runs left but for their checkpoints."""
-    shutil.copytree(REPRODUCTION / "paper/cells", tmp_path / "cells")
+    shutil.copytree(REPRODUCTION / name / "cells", tmp_path / "cells")
     write_report(tmp_path)
-    assert (tmp_path / "tables.md").read_text() == (REPRODUCTION / "paper.md").read_text()
+    assert (tmp_path / "tables.md").read_text() == (REPRODUCTION / f"{name}.md").read_text()
 
 
 def test_the_scores_of_the_readme_are_those_of_the_grid():
