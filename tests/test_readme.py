@@ -143,22 +143,28 @@ def test_the_tables_of_the_reproduction_are_those_of_its_runs(tmp_path, name, wi
     assert (tmp_path / "tables.md").read_text() == (REPRODUCTION / f"{name}.md").read_text()
 
 
+def psnrs(name, what):
+    """Of each field, from a page's table: when learned, at the end fine-tuned, and distilled."""
+    text, found = (REPRODUCTION / f"{name}.md").read_text(), {}
+    titles = [f"{what} {when}, PSNR, dB" for when in ("when learned", "at the end")]
+    head = next(line for line in text.splitlines() if f"| {titles[0]}" in line)
+    columns = [cell.strip() for cell in head.split("|")]
+    for row in text.split(head)[1].splitlines()[2:10]:
+        cells = [cell.strip() for cell in row.split("|")]
+        first, last = (cells[columns.index(title)].split(" ")[0] for title in titles)
+        both = found.setdefault(cells[1], [])
+        both += [first, last] if cells[2] == "finetune" else [last]
+    return found
+
+
 def test_the_scores_of_the_readme_are_those_of_the_grid():
     shown = README.split("## Results")[1].split("##")[0]
-    grid = (REPRODUCTION / "paper.md").read_text()
-    wanted = {}
-    for what in ("frame 1", "image"):
-        titles = [f"{what} {when}, PSNR, dB" for when in ("when learned", "at the end")]
-        head = next(line for line in grid.splitlines() if f"| {titles[0]}" in line)
-        columns = [cell.strip() for cell in head.split("|")]
-        places = [columns.index(title) for title in titles]
-        for row in grid.split(head)[1].splitlines()[2:10]:
-            cells = [cell.strip() for cell in row.split("|")]
-            first, last = (cells[place].split(" ")[0] for place in places)
-            both = wanted.setdefault(cells[1], [])
-            both += [first, last] if cells[2] == "finetune" else [last]
-    for field, numbers in wanted.items():
-        assert f"| {field} | {' | '.join(numbers)} |" in shown
+    images = psnrs("paper", "image")
+    for field, numbers in psnrs("paper", "frame 1").items():
+        assert f"| {field} | {' | '.join(numbers + images[field])} |" in shown
+    sentence = " ".join(shown.split("three patients")[1].split())
+    for field, (*_, distilled) in psnrs("whole", "image").items():
+        assert re.search(rf"{re.escape(distilled)}( dB)? with {field}\b", sentence), field
 
 
 def test_every_config_field_of_the_decisions_exists():
