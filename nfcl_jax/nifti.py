@@ -66,10 +66,11 @@ def write(
         image.set_qform(None, code="unknown")
     image.header.set_zooms(voxel_size)
     image.header.set_xyzt_units("mm")
-    contents, path = image.to_bytes(), Path(path)
-    zipped = path.suffix == ".gz"
-    write_file(path, gzip.compress(contents, compresslevel=1, mtime=0) if zipped else contents)
-    return path
+    contents = image.to_bytes()
+    if str(path).endswith(".gz"):
+        contents = gzip.compress(contents, compresslevel=1, mtime=0)
+    write_file(Path(path).resolve(), contents)  # where a link leads
+    return Path(path)
 
 
 def sampled(

@@ -82,7 +82,8 @@ def phantom_root(shared) -> Path:
     root = shared / "phantom"
     with one_at_a_time(root):
         if not root.exists():
-            write_phantom(root, num_patients=3)
+            unfinished = tempfile.mkdtemp(dir=shared)
+            write_phantom(unfinished, num_patients=3).rename(root)
     return root
 
 
@@ -106,13 +107,16 @@ def runs(phantom_root, shared):
     workdir = shared / "grid"
     cells = {cell.name: cell for cell in grid.make_cells(config.to_dict(), workdir)}
     cohort = read_cohort(phantom_root, SCENARIOS, ["patient001"])
+    scans = [scan for own in cohort.scans.values() for scan in own]
     with one_at_a_time(workdir):
-        save_shown(workdir, [scan for s in cohort.scans.values() for scan in s], ["patient001"])
+        if len([*workdir.glob("shown/*.npz")]) < len(scans):
+            save_shown(workdir, scans, ["patient001"])
 
     def run(scenario, field, strategy):
         wanted = [f"{scenario}-{field}-{s}-seed0" for s in ("finetune", strategy)]
         with one_at_a_time(shared / f"{scenario}-{field}"):
-            missing = [n for n in dict.fromkeys(wanted) if not (workdir / "cells" / n).exists()]
+            done = workdir / "cells"
+            missing = [n for n in dict.fromkeys(wanted) if not (done / n / "summary.csv").exists()]
             own = [cells[name] for name in missing]
             failed = grid.run_cells(own, cohort, workdir, Console(quiet=True))
         assert not failed

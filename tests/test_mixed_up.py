@@ -109,13 +109,26 @@ def test_runs_on_other_values_of_a_scan_are_told_of(tmp_path):
     assert "The same scan" not in report(tmp_path)
 
 
+def test_what_is_not_as_shipped_in_one_scenario_is_told_with_it(tmp_path):
+    changed = [("domain", "siren"), ("domain", "diner"), ("signal", "diner")]
+    for scenario, field in [*changed, ("signal", "siren")]:
+        folder = tmp_path / f"{scenario}-{field}"
+        write_run(folder, f"{scenario}_expansion", field, "finetune")
+        config = json.loads((folder / "config.json").read_text())
+        config["num_steps"] = 7 if (scenario, field) in changed else 500
+        (folder / "config.json").write_text(json.dumps(config))
+    text = report(tmp_path)
+    assert "Not as shipped: num_steps 7 instead of 500; domain expansion (SIREN)." in text
+    assert "Not as shipped: num_steps 7 instead of 500 (DINER)." in text
+
+
 def test_a_scan_that_is_there_twice_is_told_of(tmp_path):
     write_run(tmp_path / "a", "domain_expansion", "siren", "finetune")
     records = patients(tmp_path / "a")
     for record, digest in zip(records, "abcbd", strict=True):
         record["sha256"] = digest
     (tmp_path / "a/patients.json").write_text(json.dumps(records))
-    assert "several names counts as often: patient002/cine, patient004/cine." in report(tmp_path)
+    assert "once for each of its names: patient002/cine, patient004/cine." in report(tmp_path)
 
 
 def report(folder):

@@ -168,9 +168,12 @@ def test_a_run_goes_on_before_a_checkpoint_that_is_damaged_or_lost(
         assert (workdir / name).read_text() == (finished / name).read_text(), name
 
 
-def test_looking_at_a_finished_run_again_leaves_it_as_it_is(runs, phantom_root, monkeypatch):
+def test_looking_at_a_finished_run_again_leaves_it_as_it_is(
+    runs, phantom_root, tmp_path, monkeypatch
+):
     """Even if its checkpoints cannot be read any more, and in batches of another size."""
-    workdir = runs("domain_expansion", "siren", "distillation")
+    workdir = tmp_path / "run"
+    shutil.copytree(runs("domain_expansion", "siren", "distillation"), workdir)
     before = {path: path.read_bytes() for path in workdir.glob("*.csv")}
     monkeypatch.setattr("nfcl_jax.runner.checkpoints.load_all", None)
     made = make_config("domain_expansion", "siren", "distillation", phantom_root)

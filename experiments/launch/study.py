@@ -2,7 +2,7 @@
 
 import fnmatch
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,29 @@ def choices_of(config: Mapping[str, Any], workdir: Path) -> dict[str, dict[str, 
     all are run on one phantom.
 
     Raises:
-      ConfigError: if the config is of something else, leaves no choice, or one of the grids' is
-        not right.
+      ConfigError: if the config is of something else, `only` names what there is not, or one
+        of the grids' is not right.
     """
     if not {"choices", "only"} <= set(config):
         raise ConfigError("this is not the config of a study; configs/study.py would be right.")
     shipped = {key: value for key, value in config.items() if key not in ("choices", "only")}
-    patterns = split_words(config["only"]) or ["*"]
     grids = {}
-    for name, changes in config["choices"].items():
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
-            continue
+    for name in _chosen(config["choices"], split_words(config["only"])):
+        changes = config["choices"][name]
         grid = _updated(shipped, changes, name)
         if not grid["data"]["root"]:
             grid["data"] |= {"root": str(phantom_root(workdir))}
         make_cells(grid, workdir / name)
         grids[name] = grid
-    if not grids:
-        known = ", ".join(config["choices"])
-        raise ConfigError(f"config.only {config['only']!r} leaves no choice; there are {known}.")
     return grids
+
+
+def _chosen(names: Iterable[str], patterns: list[str]) -> list[str]:
+    """Those that one of the patterns is for; all without any."""
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"config.only: no choice {pattern!r}; there are {', '.join(names)}.")
+    return [n for n in names if not patterns or any(fnmatch.fnmatchcase(n, p) for p in patterns)]
 
 
 def check_choices(choices: Mapping[str, Mapping[str, Any]], workdir: Path) -> None:

@@ -55,19 +55,20 @@ def caveats(
 def _not_as_shipped(runs: Sequence[FinishedRun]) -> list[str]:
     """Every setting that changes results and is not its default, with the fields that have it so,
     and the scenario if it is one of several."""
-    found: dict[str, list[FinishedRun]] = {}
+    found: dict[str, dict[str, set[str]]] = {}  # scenarios, by the words and the field
     for run in runs:
         if run.field in FIELDS:
             shipped = make_config(run.config["scenario"], run.field, run.config["strategy"])
             for words in _changes(run.config, shipped):
-                found.setdefault(words, []).append(run)
-    everywhere = {run.scenario.title for run in runs}
+                own = found.setdefault(words, {}).setdefault(field_title(run.field), set())
+                own.add(run.scenario.title.split(":")[0].lower())
+    everywhere = {run.scenario.title.split(":")[0].lower() for run in runs}
     lines = []
-    for words, changed in found.items():
-        own = sorted({run.scenario.title for run in changed})
-        where = [title.split(":")[0].lower() for title in own if {*own} != everywhere]
-        fields = ", ".join(dict.fromkeys(field_title(run.field) for run in changed))
-        lines.append(f"Not as shipped: {'; '.join([words, *where])} ({fields}).")
+    for words, fields in found.items():
+        for where in dict.fromkeys(map(frozenset, fields.values())):
+            names = ", ".join(field for field, own in fields.items() if own == where)
+            scenarios = sorted(where) if where != everywhere else []
+            lines.append(f"Not as shipped: {'; '.join([words, *scenarios])} ({names}).")
     return lines
 
 
@@ -95,26 +96,28 @@ def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
             if len({json.dumps(config.get(name), sort_keys=True) for config in own}) > 1:
                 found.append(f"Runs of {field_title(field)} differ in {name}.")
     scans: dict[tuple[str, str, str], set[str]] = {}
-    owners: dict[tuple[str, str], set[str]] = {}
+    twice: dict[tuple[str, ...], None] = {}
     left_out: set[str] = set()
     for run in runs:
+        owners: dict[str, dict[str, str]] = {}
         for record in read_records(run.path / "patients.json"):
             if "left_out" in record:
                 left_out.add(record["patient"])
                 continue
             name = f"{record['patient']}/{record['image']}"
             if "sha256" in record:
-                owners.setdefault((run.scenario.title, record["sha256"]), set()).add(name)
+                owners.setdefault(record["sha256"], {})[record["patient"]] = name
             for key in ("shape", "frame_numbers", "spacing", "affine", *LATER):
                 if key in record:
                     values = scans.setdefault((run.config["scenario"], name, key), set())
                     values.add(json.dumps(record[key]))
+        twice |= {tuple(own.values()): None for own in owners.values() if len(own) > 1}
     if left_out:
         found.append(
             f"Patients were left out for faults of their files: {', '.join(sorted(left_out))}."
         )
-    for names in dict.fromkeys(tuple(sorted(own)) for own in owners.values() if len(own) > 1):
-        found.append(f"The same scan under several names counts as often: {', '.join(names)}.")
+    for names in twice:
+        found.append(f"The same scan is counted once for each of its names: {', '.join(names)}.")
     different = sorted({name for (_, name, _), values in scans.items() if len(values) > 1})
     if different:
         found.append(f"Runs were made on different scans of {', '.join(different)}.")

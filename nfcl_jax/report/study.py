@@ -13,6 +13,9 @@ from nfcl_jax.report.tables import markdown
 from nfcl_jax.report.verdicts import shown
 from nfcl_jax.storage import write_file
 
+HOW_TO_READ = "The verdict, the mean that decides it and, in brackets, what that must be."
+AS_WRITTEN = {"keep_default_na": False, "na_values": {"value": [""], "weight": [""]}}  # names too
+
 
 def write_study(workdir: Path, names: Iterable[str]) -> None:
     """Writes study.json, the claims of each choice that has a report, and study.md: a table of
@@ -27,7 +30,7 @@ def write_study(workdir: Path, names: Iterable[str]) -> None:
     found = {
         name: read_json(workdir / name / "claims.json")
         for name in names
-        if (workdir / name / "claims.json").is_file()
+        if all((workdir / name / file).is_file() for file in ("claims.json", "results.csv"))
     }
     if not found:
         return
@@ -35,10 +38,9 @@ def write_study(workdir: Path, names: Iterable[str]) -> None:
         {"choice": name} | {c["id"]: _in_short(decisive(name, c)) for c in own}
         for name, own in found.items()
     ]
-    parts = ["# Which choice decides which claim", markdown(pd.DataFrame(verdicts))]
-    counted = pd.concat(
-        [failed_fits(pd.read_csv(workdir / n / "results.csv")).assign(choice=n) for n in found]
-    )
+    parts = ["# Which choice decides which claim", HOW_TO_READ, markdown(pd.DataFrame(verdicts))]
+    results = {name: pd.read_csv(workdir / name / "results.csv", **AS_WRITTEN) for name in found}
+    counted = pd.concat([failed_fits(own).assign(choice=name) for name, own in results.items()])
     parts += ["## Fits that collapsed or diverged", _failures(counted)]
     for claims in zip(*found.values(), strict=True):
         rows = [decisive(name, claim) for name, claim in zip(found, claims, strict=True)]
@@ -57,7 +59,7 @@ def decisive(name: str, claim: dict[str, Any]) -> dict[str, str]:
 
 
 def _in_short(row: dict[str, str]) -> str:
-    mean, must_be = (row[name].replace(" dB", "").split(" [")[0] for name in ("mean", "must be"))
+    mean, must_be = (row[name].split(" [")[0] for name in ("mean", "must be"))
     return row["verdict"] + (f": {mean} ({must_be})" if mean != "-" else "")
 
 
@@ -88,7 +90,7 @@ def _failures(counted: pd.DataFrame) -> str:
             "field": field_title(row.field),
             "strategy": row.strategy,
             "in the first task": f"{row.first} of {row.fits}",
-            "in any": f"{row.last} of {row.fits}",
+            "in any task": f"{row.last} of {row.fits}",
         }
         for row in counted[some].itertuples()
     ]
