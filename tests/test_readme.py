@@ -13,6 +13,7 @@ import pytest
 from conftest import REPOSITORY
 
 from nfcl_jax.report.report import write_report
+from nfcl_jax.report.study import write_study
 
 REPRODUCTION = REPOSITORY / "docs/reproduction"
 README = (REPOSITORY / "README.md").read_text()
@@ -141,6 +142,20 @@ def test_the_tables_of_the_reproduction_are_those_of_its_runs(tmp_path, name, wi
     shutil.copytree(REPRODUCTION / name / "cells", tmp_path / "cells")
     write_report(tmp_path)
     assert (tmp_path / "tables.md").read_text() == (REPRODUCTION / f"{name}.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_table_of_the_choices_is_that_of_their_runs(tmp_path, without_figures):
+    """Of which docs keep DINER's alone; the other fields' are those of the paper's grid."""
+    names = ["as_shipped", *sorted(path.name for path in (REPRODUCTION / "study").iterdir())]
+    for name in names:
+        shutil.copytree(REPRODUCTION / "paper/cells", tmp_path / name / "cells")
+        if name != "as_shipped":
+            own = REPRODUCTION / "study" / name / "cells"
+            shutil.copytree(own, tmp_path / name / "cells", dirs_exist_ok=True)
+        write_report(tmp_path / name)
+    write_study(tmp_path, names)
+    assert (tmp_path / "study.md").read_text() == (REPRODUCTION / "study.md").read_text()
 
 
 def psnrs(name, what):
