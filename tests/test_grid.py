@@ -107,6 +107,17 @@ def test_an_override_that_is_none_is_refused(tmp_path, word):
         grid.make_cells(config, tmp_path)
 
 
+def test_an_override_of_a_field_that_is_not_there_is_told_of(
+    phantom_root, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(grid, "run_cells", lambda cells, *_: {})
+    words = "diner:batch_size=9,siren:batch_size=9,*:huber_delta=2"
+    grid.run_grid(small(phantom_root, overrides=words), tmp_path, Console())
+    told = capsys.readouterr().out
+    assert "of no field in this grid: config.overrides=diner:batch_size=9" in told
+    assert "siren:batch_size" not in told and "huber_delta" not in told
+
+
 def test_a_constant_that_is_true_or_false_is_said_so(tmp_path, monkeypatch):
     kind = StrategyKind("kept", lambda often=True: Strategy())
     monkeypatch.setitem(STRATEGIES, "keep", kind)

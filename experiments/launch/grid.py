@@ -78,6 +78,10 @@ def _run_grid(config, cells: list[Cell], workdir: Path, console: Console, others
     for name, other in take_finished(cells, workdir, others):
         console.print(f"taken from {other}: {name}", markup=False)
     refuse_other_cells(cells, workdir, cohort)
+    there = {"*", *(cell.config["field"]["name"] for cell in cells)}
+    for word in split_words(config["overrides"]):
+        if word.partition(":")[0] not in there:
+            console.print(f"of no field in this grid: config.overrides={word}", markup=False)
     save_shown(workdir, [scan for s in scans.values() for scan in s], shown)
     with log_to_screen(console, logging.WARNING), stopping() as asked_to_stop:
         failed = run_cells(cells, cohort, workdir, console, asked_to_stop)
