@@ -61,8 +61,8 @@ def _not_as_shipped(runs: Sequence[FinishedRun]) -> list[str]:
             shipped = make_config(run.config["scenario"], run.field, run.config["strategy"])
             for words in _changes(run.config, shipped):
                 own = found.setdefault(words, {}).setdefault(field_title(run.field), set())
-                own.add(run.scenario.title.split(":")[0].lower())
-    everywhere = {run.scenario.title.split(":")[0].lower() for run in runs}
+                own.add(run.config["scenario"].replace("_", " "))
+    everywhere = {run.config["scenario"].replace("_", " ") for run in runs}
     lines = []
     for words, fields in found.items():
         for where in dict.fromkeys(map(frozenset, fields.values())):
