@@ -24,6 +24,7 @@ class Static(NamedTuple):
       learning_rate: of Adam.
       keep_optimiser: whether its moments go on from one task to the next.
       warmup_steps: in which the rate grows to its value, from the start of the task on.
+      schedule: of the rate after that, one of `config.SCHEDULES`.
       num_steps: of the task.
       steps_per_chunk: so many at most in one call of `fit_steps`.
       batch_size: points per step; 0 is every voxel of the task.
@@ -42,6 +43,7 @@ class Static(NamedTuple):
     learning_rate: float
     keep_optimiser: bool
     warmup_steps: int
+    schedule: str
     num_steps: int
     steps_per_chunk: int
     batch_size: int

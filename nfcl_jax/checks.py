@@ -13,6 +13,7 @@ class Check(NamedTuple):
 
 POSITIVE = Check(lambda x: 0 < x < float("inf"), "positive")
 NOT_NEGATIVE = Check(lambda x: 0 <= x < float("inf"), "at least 0")
+FRACTION = Check(lambda x: 0 < x <= 1, "above 0 and at most 1")
 AT_LEAST_1 = Check(lambda x: x >= 1, "at least 1")
 
 

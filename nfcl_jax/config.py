@@ -14,6 +14,7 @@ from nfcl_jax.fields import FIELDS
 from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.strategies import STRATEGIES
 
+SCHEDULES = ("constant", "cosine")  # "cosine" falls to 0 at the end of each task
 MATMUL_PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 # What changes no result but by rounding: the size of batches, when a run is saved, what is an
 # error.
@@ -40,6 +41,8 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         "learning_rate": kind.learning_rate,
         "keep_optimiser": False,  # whether Adam's moments go on from one task to the next
         "warmup_steps": kind.warmup_steps,  # of each task, in which the rate grows to its value
+        # How the rate goes on from there in each task: one of SCHEDULES.
+        "schedule": "constant",
         "huber_delta": 1.0,
         # How many scans one call of the program fits: 0 is all; None is one per device on CPUs,
         # where more are no faster and take more memory, and as many as draw 131,072 points
@@ -85,7 +88,9 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     if "patients_per_batch" in config:
         config["scans_per_batch"] = config.pop("patients_per_batch")
     config["data"] = {"dataset": "acdc", "intensity_range": "frames", **config["data"]}
-    config = {"warmup_steps": 0, "keep_optimiser": False, **config}
+    config = {"warmup_steps": 0, "schedule": "constant", "keep_optimiser": False, **config}
+    if isinstance(config.get("ewc"), Mapping):
+        config["ewc"] = {"decay": 1.0, **config["ewc"]}
     if config["field"]["name"] == "diner":
         config["field"] = {"knots": 0, "initialisation": "lecun", **config["field"]}
     return config
@@ -226,6 +231,7 @@ def _checks(config: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
         ("batch_size", NOT_NEGATIVE._replace(wanted="at least 1, or 0 for every voxel")),
         ("learning_rate", POSITIVE),
         ("warmup_steps", NOT_NEGATIVE),
+        ("schedule", one_of(SCHEDULES)),
         ("huber_delta", POSITIVE),
         ("scans_per_batch", batch),
         ("checkpoint_every_steps", NOT_NEGATIVE._replace(wanted="at least 1, or 0 for never")),

@@ -36,6 +36,7 @@ class Recipe(NamedTuple):
       learning_rate: of Adam.
       keep_optimiser: whether its moments go on from one task to the next.
       warmup_steps: of each task, in which the rate grows to its value.
+      schedule: of the rate after that, one of `config.SCHEDULES`.
       num_steps: per task.
       batch_size: points per step; 0 is every voxel.
       scans_per_batch: as `make_batches` takes it.
@@ -47,6 +48,7 @@ class Recipe(NamedTuple):
     learning_rate: float
     keep_optimiser: bool
     warmup_steps: int
+    schedule: str
     num_steps: int
     batch_size: int
     scans_per_batch: int | None
@@ -98,6 +100,7 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
         learning_rate=recipe.learning_rate,
         keep_optimiser=recipe.keep_optimiser,
         warmup_steps=recipe.warmup_steps,
+        schedule=recipe.schedule,
         num_steps=recipe.num_steps,
         steps_per_chunk=STEPS_PER_CHUNK,
         batch_size=recipe.batch_size,
@@ -147,7 +150,7 @@ def fit_batch(
         stop = min(first + chunk, num_steps)
         steps = Steps(arrays, jnp.int32(first), jnp.int32(stop))
         state, losses = programs.fit_steps(static, state, own, steps)
-        if static.strategy.loss and not shares:
+        if static.strategy.acts and not shares:
             all_shares = programs.penalty_share(static, state, own, steps)
             shares = [PenaltyShare(*map(float, s)) for s in zip(*all_shares, strict=True)]
             _refuse_inactive(shares, task.batch, len(task.tasks), stop)

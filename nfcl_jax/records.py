@@ -49,8 +49,10 @@ class Losses(NamedTuple):
 
 class PenaltyShare(NamedTuple):
     """What a strategy adds to the fitting loss, and the norm of its gradient towards all
-    parameters, as multiples of the fitting loss's; and whether that moves any layer before the
-    output. A field whose ReLUs have died answers a constant, and nothing reaches its layers."""
+    parameters, as multiples of the fitting loss's; of a strategy that adds nothing, twice how much
+    it changes the update, as a multiple of its norm. And whether the fitting loss moves any layer
+    before the output: a field whose ReLUs have died answers a constant, and nothing reaches its
+    layers."""
 
     loss: Any
     gradient: Any

@@ -34,10 +34,20 @@ from nfcl_jax.strategies.base import Domain, TaskView
 
 
 def optimiser(static: Static) -> optax.GradientTransformation:
-    """Adam. During the warm-up its rate is learning_rate (i + 1) / warmup_steps in step i."""
+    """Adam. During the warm-up of w steps its rate is r (i + 1) / w in step i. Then it is r or, if
+    it falls as a cosine (Loshchilov and Hutter, ICLR 2017),
+
+        r (1 + cos(pi (i - w) / (num_steps - w))) / 2.
+    """
     rate, steps = static.learning_rate, static.warmup_steps
-    # The schedule is state too, which runs without a warm-up have never had.
-    return optax.adam(optax.linear_schedule(rate / steps, rate, steps - 1) if steps > 1 else rate)
+    parts, ends = [], []
+    if steps > 1:
+        parts.append(optax.linear_schedule(rate / steps, rate, steps - 1))
+    if static.schedule == "cosine":
+        ends = [steps] * len(parts)
+        parts.append(optax.cosine_decay_schedule(rate, max(static.num_steps - steps, 1)))
+    # A schedule is state too, which runs at a constant rate have never had.
+    return optax.adam(optax.join_schedules(parts, ends) if parts else rate)
 
 
 def begin_task(
@@ -260,16 +270,27 @@ def curve_error(
 def penalty_share(
     static: Static, state: TrainState, own: ScanAndMemory, steps: Steps
 ) -> PenaltyShare:
-    """How large what the strategy adds is beside the fitting loss, at step `steps.stop`."""
+    """How large what the strategy does is, at step `steps.stop`: what it adds beside the fitting
+    loss; if it adds nothing, what it changes of the update, beside that."""
+    strategy, params = static.strategy, state.params
     losses_at = losses_of_step(static, static.field, None, own, steps.task)(
         steps.stop, state.strategy
     )
-    losses = losses_at(state.params)
-    fit = jax.grad(lambda params: losses_at(params).fit)(state.params)
-    penalty = jax.grad(lambda params: losses_at(params).penalty)(state.params)
+    losses = losses_at(params)
+    fit = jax.grad(lambda params: losses_at(params).fit)(params)
     hidden = {name: layer for name, layer in fit["params"].items() if name != "output"}
-    return PenaltyShare(
-        loss=losses.penalty / losses.fit,
-        gradient=optax.tree.norm(penalty) / optax.tree.norm(fit),
-        alive=optax.tree.norm(hidden) > 0,
-    )
+    alive = optax.tree.norm(hidden) > 0
+    if strategy.loss:
+        penalty = jax.grad(lambda params: losses_at(params).penalty)(params)
+        share = optax.tree.norm(penalty) / optax.tree.norm(fit)
+        return PenaltyShare(losses.penalty / losses.fit, share, alive)
+    view, adam = view_of(static, own.scan, steps.task, own.memory), optimiser(static)
+    update, _ = adam.update(fit, state.opt_state)
+    changed, of_strategy = fit, state.strategy
+    if strategy.on_gradient:
+        changed, of_strategy = strategy.on_gradient(view, of_strategy, params, fit, losses)
+    changed, _ = adam.update(changed, state.opt_state)
+    if strategy.on_update:
+        changed, _ = strategy.on_update(view, of_strategy, params, changed, losses)
+    share = optax.tree.norm(optax.tree.sub(changed, update)) / optax.tree.norm(update)
+    return PenaltyShare(share, share, alive)

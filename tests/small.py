@@ -22,6 +22,7 @@ def recipe(name="siren", strategy=FINETUNE, **changes):
     constants = {
         "learning_rate": 1e-3,
         "warmup_steps": 0,
+        "schedule": "constant",
         "keep_optimiser": False,
         "num_steps": 12,
         "batch_size": 64,

@@ -12,7 +12,7 @@ from nfcl_jax.fields import create_field
 from nfcl_jax.padded import stream
 from nfcl_jax.params import evaluate, looked_up, num_output_channels
 from nfcl_jax.scenarios import MASK
-from nfcl_jax.strategies import ewc
+from nfcl_jax.strategies import ewc, importance
 
 
 def explicit(view, field, params, head, index):
@@ -39,14 +39,14 @@ def explicit(view, field, params, head, index):
 @pytest.mark.parametrize("name", ["siren", "diner"])
 @pytest.mark.parametrize("head", [IMAGE, MASK], ids=["image", "mask"])
 def test_importance_is_the_fisher_information_by_explicit_jacobians(name, head, monkeypatch):
-    monkeypatch.setattr(ewc, "NUM_POINTS", 64)
-    monkeypatch.setattr(ewc, "BLOCK", 32)  # so that the last block is not full
+    monkeypatch.setattr(importance, "NUM_POINTS", 64)
+    monkeypatch.setattr(importance, "BLOCK", 32)  # so that the last block is not full
     field = create_field({"name": name, "width": 8, "depth": 2}, 5, rows=4 * VOXELS)
     params = field.init(jax.random.key(0), jnp.zeros((1, 4)) if name == "siren" else jnp.array([0]))
     if name == "diner":  # as after training: rows that differ
         params["params"]["table"] *= 1e4
     view = make_view(field, (IMAGE, head), ((0, 2), (1, 2)))
-    own = ewc.importance(view, params)
+    own = importance.importance(view, params, ewc.likelihood_gradients, jnp.square)
     ends = jnp.int32(VOXELS), jnp.int32(2 * VOXELS)
     drawn = grid.sample_points(stream(view.key, "importance"), 64, *ends).index
     expected = explicit(view, field, params, head, drawn)
@@ -63,7 +63,7 @@ def test_the_loss_is_its_equation_and_importances_add_up_while_the_output_grows(
     grown, second = make("siren", channels=5, seed=1)
     strategy = ewc.ewc(weight=3.0)
     view, state = begin(strategy, make_view(field), first)
-    once = ewc.importance(make_view(field), first)
+    once = importance.importance(make_view(field), first, ewc.likelihood_gradients, jnp.square)
     jax.tree.map(np.testing.assert_array_equal, state["importance"], once)
     moved = jax.tree.map(lambda p: p + 0.1, first)
     expected = 1.5 * 0.01 * sum(float(jnp.sum(f)) for f in jax.tree.leaves(once))

@@ -46,12 +46,12 @@ def test_it_trains_with_all_five(trained):
     rows = read_csv(trained / "metrics.csv")
     assert {r["metric"] for r in rows} == {"psnr", "ssim", "correlation"}
     assert {(r["field"], r["strategy"], r["scenario"]) for r in rows} == {
-        ("gauss", "replay", "five_frames")
+        ("gauss", "samples", "five_frames")
     }
     assert {r["patient"] for r in rows} == {"patient001_4d", "patient002_4d"}
     assert {int(r["trained_task"]) for r in rows} == {1, 2, 3, 4, 5}
     config = json.loads((trained / "config.json").read_text())
-    assert config["field"]["scale"] == 3.0 and config["replay"] == {"weight": 1.0, "keep": 512}
+    assert config["field"]["scale"] == 3.0 and config["samples"] == {"weight": 1.0, "keep": 512}
 
 
 def test_its_state_grows_and_is_saved(trained):
@@ -85,7 +85,7 @@ def test_a_grid_and_its_report_have_them_by_their_titles(folder):
     html = (folder / "runs/grid/report.html").read_text()
     text = (folder / "runs/grid/tables.md").read_text()
     assert "## Five frames, one after the other" in text
-    for words in ("frame 5 at the end, correlation", "| Gauss | replay, keep 64 |"):
+    for words in ("frame 5 at the end, correlation", "| Gauss | samples, keep 64 |"):
         assert words in text
     assert "Learning five frames in turn, " in html
     claims = json.loads((folder / "runs/grid/claims.json").read_text())
@@ -99,7 +99,7 @@ def test_a_grid_and_its_report_have_them_by_their_titles(folder):
 def test_its_run_opens(trained, folder):
     done = run(f"python -c {shlex.quote(OPENING)}", folder)
     assert done.returncode == 0, done.stderr
-    assert "five_frames, gauss, replay of weight 1" in done.stdout
+    assert "five_frames, gauss, samples of weight 1" in done.stdout
     assert "Gauss: (x, y, z, t) in grid to 1 outputs" in done.stdout
     done = run(f"python -c {shlex.quote(OPENING.replace('import mine', ''))}", folder)
     assert "unknown scenario 'five_frames'" in done.stderr

@@ -7,7 +7,8 @@ from pathlib import Path
 ORDER = [
     "errors", "checks", "sine", "points", "losses", "scan", "fields", "params", "scenarios",
     "padded", "curve", "records", "storage",
-    "strategies.base", "strategies.distillation", "strategies.ewc", "strategies",
+    "strategies.base", "strategies.distillation", "strategies.replay", "strategies.importance",
+    "strategies.ewc", "strategies.mas", "strategies.ogd", "strategies",
     "metrics", "arguments", "step", "batching", "fitting", "loop",
     "checkpoints", "partial", "locks",
     "geometry", "data.volumes", "data.acdc", "data.phantom", "data.cohorts", "config",

@@ -197,7 +197,9 @@ def counting(on):
 
     def hold(view, state, params, change, losses):
         still = state["steps"] < 2
-        return jax.tree.map(lambda x: jnp.where(still, 0, x), change), {"steps": state["steps"] + 1}
+        return jax.tree.map(lambda x: jnp.where(still, 0, -x), change), {
+            "steps": state["steps"] + 1
+        }
 
     return Strategy(begin=begin, **{on: hold})
 

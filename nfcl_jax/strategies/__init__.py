@@ -6,7 +6,7 @@ from typing import Any
 
 from nfcl_jax.errors import look_up
 from nfcl_jax.scenarios import Scenario
-from nfcl_jax.strategies import distillation, ewc
+from nfcl_jax.strategies import distillation, ewc, mas, ogd, replay
 from nfcl_jax.strategies.base import Strategy, StrategyKind
 
 FINETUNE = Strategy()
@@ -14,7 +14,11 @@ FINETUNE = Strategy()
 STRATEGIES: dict[str, StrategyKind] = {
     "finetune": StrategyKind("fine-tuned", lambda: FINETUNE),  # the paper's baseline
     "distillation": distillation.KIND,
+    "joint": replay.JOINT,
+    "replay": replay.REPLAY,
     "ewc": ewc.KIND,
+    "mas": mas.KIND,
+    "ogd": ogd.KIND,
 }
 
 

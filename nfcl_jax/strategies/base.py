@@ -29,10 +29,9 @@ How each strategy fills it:
                    the latest parameters                         sum F (theta - theta*)^2
     OGD            state: extend the basis     -                 -                        update:
                    by gradients at voxels                                                 project
-    replay         state: keep points and      true targets      weight x L               -
-                   values of `previous`
-    joint          -                           all of `earlier`, L against `scan`         -
-                                               true targets
+    joint          -                           voxels of         weight x L against       -
+                                               `earlier`         `scan`
+    replay         memory: which voxels        some of these     the same                 -
     adapting       as the strategy that it     the same          state's weight x L       gradient:
     weight         adapts; state: the weight                                              change it
 
@@ -146,6 +145,19 @@ class StrategyKind(NamedTuple):
     make: Callable[..., Strategy]
     checks: Mapping[str, Check] = {}
     refuse: Callable[..., str] = lambda constants, field, tasks: ""
+
+
+def earlier_range(view: TaskView) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """First flat index of the earlier tasks' frames, and the one after the last."""
+    frames = jnp.stack([domain.frames for domain in view.earlier])
+    ends = jnp.stack([frames[:, 0].min(), frames[:, 1].max()])
+    return points.frame_range(ends, view.scan.shape)
+
+
+def rehearsed(view: TaskView, new: Points, key: Key[Array, ""]) -> tuple[Points, bool]:
+    """Points of the earlier domain for one step, and whether they are the new task's: where each
+    step asks every voxel of both."""
+    return (new, True) if view.revisits else (view.draw(key), False)
 
 
 def loss_on_earlier(

@@ -10,7 +10,14 @@ from nfcl_jax import points as grid
 from nfcl_jax.checks import POSITIVE, one_of
 from nfcl_jax.fields import Params
 from nfcl_jax.params import field_inputs, field_of, render
-from nfcl_jax.strategies.base import Sample, Strategy, StrategyKind, TaskView, loss_on_earlier
+from nfcl_jax.strategies.base import (
+    Sample,
+    Strategy,
+    StrategyKind,
+    TaskView,
+    loss_on_earlier,
+    rehearsed,
+)
 
 
 class Teacher(NamedTuple):
@@ -46,8 +53,11 @@ def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
         return Teacher(params, None), state
 
     def sample(view: TaskView, state: dict, new: grid.Points, key) -> Sample:
-        shared = points == "shared" or (points == "voxels" and view.revisits)
-        drawn = new if shared else view.draw(key)
+        if points == "voxels":
+            drawn, shared = rehearsed(view, new, key)
+        else:
+            shared = points == "shared"
+            drawn = new if shared else view.draw(key)
         if points == "continuous":
             space_key = jax.random.fold_in(key, 1)
             inputs = grid.sample_coords(space_key, drawn, view.scan.shape)
