@@ -22,6 +22,7 @@ class Static(NamedTuple):
       field: with the output channels that this task needs.
       strategy: the empty one in the first task.
       learning_rate: of Adam.
+      muon_rate: of Muon, for the layers' matrices; 0 leaves them to Adam.
       keep_optimiser: whether its moments go on from one task to the next.
       warmup_steps: in which the rate grows to its value, from the start of the task on.
       schedule: of the rate after that, one of `config.SCHEDULES`.
@@ -41,6 +42,7 @@ class Static(NamedTuple):
     field: nn.Module
     strategy: Strategy
     learning_rate: float
+    muon_rate: float
     keep_optimiser: bool
     warmup_steps: int
     schedule: str

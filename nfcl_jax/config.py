@@ -39,6 +39,7 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         # warm-up, are the field's.
         "batch_size": kind.batch_size,
         "learning_rate": kind.learning_rate,
+        "muon_rate": 0.0,  # of Muon, for the layers' matrices; 0 leaves them to Adam
         "keep_optimiser": False,  # whether Adam's moments go on from one task to the next
         "warmup_steps": kind.warmup_steps,  # of each task, in which the rate grows to its value
         # How the rate goes on from there in each task: one of SCHEDULES.
@@ -88,7 +89,8 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     if "patients_per_batch" in config:
         config["scans_per_batch"] = config.pop("patients_per_batch")
     config["data"] = {"dataset": "acdc", "intensity_range": "frames", **config["data"]}
-    config = {"warmup_steps": 0, "schedule": "constant", "keep_optimiser": False, **config}
+    then = {"warmup_steps": 0, "schedule": "constant", "muon_rate": 0.0, "keep_optimiser": False}
+    config = then | config
     if isinstance(config.get("ewc"), Mapping):
         config["ewc"] = {"decay": 1.0, **config["ewc"]}
     if config["field"]["name"] == "diner":
@@ -230,6 +232,7 @@ def _checks(config: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
         ("num_steps", AT_LEAST_1),
         ("batch_size", NOT_NEGATIVE._replace(wanted="at least 1, or 0 for every voxel")),
         ("learning_rate", POSITIVE),
+        ("muon_rate", NOT_NEGATIVE._replace(wanted="positive, or 0 for Adam alone")),
         ("warmup_steps", NOT_NEGATIVE),
         ("schedule", one_of(SCHEDULES)),
         ("huber_delta", POSITIVE),
@@ -265,6 +268,8 @@ def _incompatible(config: Mapping[str, Any]) -> list[str]:
     field, kind = FIELDS[config["field"]["name"]], STRATEGIES[config["strategy"]]
     reason = kind.refuse(constants_of(config), field, tasks)
     faults = [f"config.{config['strategy']}.{reason}"] if reason else []
+    if config["muon_rate"] and config["keep_optimiser"]:
+        faults.append("config.keep_optimiser keeps Adam's moments alone: with muon_rate 0.")
     knots, own = config["field"].get("knots", 0), getattr(field, "knots", 0)
     if knots not in (0, own) and (config["batch_size"] or config["field"]["table_features"] > 1):
         faults.append(

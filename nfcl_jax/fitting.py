@@ -34,6 +34,7 @@ class Recipe(NamedTuple):
       field: its name and constants, as `fields.create_field` takes them.
       strategy: used from the second task on.
       learning_rate: of Adam.
+      muon_rate: of Muon, for the layers' matrices; 0 leaves them to Adam.
       keep_optimiser: whether its moments go on from one task to the next.
       warmup_steps: of each task, in which the rate grows to its value.
       schedule: of the rate after that, one of `config.SCHEDULES`.
@@ -46,6 +47,7 @@ class Recipe(NamedTuple):
     field: Mapping[str, Any]
     strategy: Strategy
     learning_rate: float
+    muon_rate: float
     keep_optimiser: bool
     warmup_steps: int
     schedule: str
@@ -98,6 +100,7 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
         field=create_field(recipe.field, num_channels(task.tasks), task.rows),
         strategy=strategy,
         learning_rate=recipe.learning_rate,
+        muon_rate=recipe.muon_rate,
         keep_optimiser=recipe.keep_optimiser,
         warmup_steps=recipe.warmup_steps,
         schedule=recipe.schedule,

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Float, Int, Key
 
 from nfcl_jax import points as grid
@@ -34,20 +35,40 @@ from nfcl_jax.strategies.base import Domain, TaskView
 
 
 def optimiser(static: Static) -> optax.GradientTransformation:
-    """Adam. During the warm-up of w steps its rate is r (i + 1) / w in step i. Then it is r or, if
-    it falls as a cosine (Loshchilov and Hutter, ICLR 2017),
+    """Adam; with a `muon_rate`, Muon for the matrices of the layers (Jordan et al., 2024), whose
+    step is the nearest orthogonal matrix to the gradient's mean, and Adam for the rest, with
+    Nesterov's momentum in both.
 
-        r (1 + cos(pi (i - w) / (num_steps - w))) / 2.
+    During the warm-up of w steps a rate is r (i + 1) / w in step i. Then it is r or, if it falls as
+    a cosine (Loshchilov and Hutter, ICLR 2017), r (1 + cos(pi (i - w) / (num_steps - w))) / 2.
     """
-    rate, steps = static.learning_rate, static.warmup_steps
-    parts, ends = [], []
-    if steps > 1:
-        parts.append(optax.linear_schedule(rate / steps, rate, steps - 1))
-    if static.schedule == "cosine":
-        ends = [steps] * len(parts)
-        parts.append(optax.cosine_decay_schedule(rate, max(static.num_steps - steps, 1)))
-    # A schedule is state too, which runs at a constant rate have never had.
-    return optax.adam(optax.join_schedules(parts, ends) if parts else rate)
+
+    def scheduled(rate):
+        steps, parts, ends = static.warmup_steps, [], []
+        if steps > 1:
+            parts.append(optax.linear_schedule(rate / steps, rate, steps - 1))
+        if static.schedule == "cosine":
+            ends = [steps] * len(parts)
+            parts.append(optax.cosine_decay_schedule(rate, max(static.num_steps - steps, 1)))
+        # A schedule is state too, which runs at a constant rate have never had.
+        return optax.join_schedules(parts, ends) if parts else rate
+
+    if not static.muon_rate:
+        return optax.adam(scheduled(static.learning_rate))
+    return optax.contrib.muon(
+        scheduled(static.muon_rate),
+        adam_learning_rate=scheduled(static.learning_rate),
+        muon_weight_dimension_numbers=_matrices,
+    )
+
+
+def _matrices(params: Params) -> Any:
+    """What Muon takes: the layers' kernels, but not a table, whose rows have nothing in common."""
+
+    def of_leaf(path, leaf):
+        return optax.contrib.MuonDimensionNumbers() if path[-1].key == "kernel" else None
+
+    return jax.tree.map_with_path(of_leaf, params)
 
 
 def begin_task(
@@ -80,11 +101,12 @@ def start_task(
         params = grow_output(params, fresh)
     start, _ = grid.frame_range(task.frames, scan.shape)
     _, learning, _ = learning_part(static, params, start)
-    adam, *schedule = optimiser(static).init(learning)
+    of_optimiser = optimiser(static).init(learning)
     if moments is not None:
+        adam, *schedule = of_optimiser
         grown = {k: pad_output(moments[k], static.field.channels) for k in ("mu", "nu")}
-        adam = adam._replace(count=moments["count"], **grown)
-    return TrainState(params, (adam, *schedule), of_strategy)
+        of_optimiser = (adam._replace(count=moments["count"], **grown), *schedule)
+    return TrainState(params, of_optimiser, of_strategy)
 
 
 def fit_steps(
@@ -97,7 +119,7 @@ def fit_steps(
     start, _ = grid.frame_range(steps.task.frames, own.scan.shape)
     field, learning, offset = learning_part(static, state.params, start)
     losses_in = losses_of_step(static, field, offset, own, steps.task)
-    adam, strategy = optimiser(static), static.strategy
+    change, strategy = optimiser(static), static.strategy
     view = view_of(static, own.scan, steps.task, own.memory)
 
     def step(i, carry):
@@ -113,7 +135,7 @@ def fit_steps(
             gradient, of_strategy = strategy.on_gradient(
                 view, of_strategy, params, gradient, losses
             )
-        update, opt_state = adam.update(gradient, opt_state)
+        update, opt_state = change.update(gradient, opt_state, params)
         if strategy.on_update:
             update, of_strategy = strategy.on_update(view, of_strategy, params, update, losses)
         all_losses = jax.tree.map(
@@ -284,12 +306,12 @@ def penalty_share(
         penalty = jax.grad(lambda params: losses_at(params).penalty)(params)
         share = optax.tree.norm(penalty) / optax.tree.norm(fit)
         return PenaltyShare(losses.penalty / losses.fit, share, alive)
-    view, adam = view_of(static, own.scan, steps.task, own.memory), optimiser(static)
-    update, _ = adam.update(fit, state.opt_state)
+    view, change = view_of(static, own.scan, steps.task, own.memory), optimiser(static)
+    update, _ = change.update(fit, state.opt_state, params)
     changed, of_strategy = fit, state.strategy
     if strategy.on_gradient:
         changed, of_strategy = strategy.on_gradient(view, of_strategy, params, fit, losses)
-    changed, _ = adam.update(changed, state.opt_state)
+    changed, _ = change.update(changed, state.opt_state, params)
     if strategy.on_update:
         changed, _ = strategy.on_update(view, of_strategy, params, changed, losses)
     share = optax.tree.norm(optax.tree.sub(changed, update)) / optax.tree.norm(update)

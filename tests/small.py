@@ -21,6 +21,7 @@ def recipe(name="siren", strategy=FINETUNE, **changes):
     """Twelve steps of 64 points of a small field."""
     constants = {
         "learning_rate": 1e-3,
+        "muon_rate": 0.0,
         "warmup_steps": 0,
         "schedule": "constant",
         "keep_optimiser": False,

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from small import FRAMES, make_scan, params_of, recipe, train
 
+from nfcl_jax.config import check_config, make_config
+from nfcl_jax.errors import ConfigError
 from nfcl_jax.fitting import BatchTask, task_arguments
 from nfcl_jax.step import optimiser
 
@@ -51,3 +53,33 @@ def test_every_task_has_the_schedule_anew():
         )
     assert moved[0] == pytest.approx(1e-3, rel=1e-2)
     assert moved[1] > 5e-3
+
+
+@pytest.mark.parametrize("name", ["siren", "diner"])
+def test_muon_moves_a_matrix_by_an_orthogonal_one_and_leaves_the_rest_to_adam(name):
+    """After one step: singular values near the rate, as five Newton-Schulz iterations leave them
+    where the gradient has them; for biases, and DINER's table, Adam's first step with Nesterov's
+    momentum (Dozat, 2016), (1 + 0.9 * 0.1 / (1 - 0.9^2)) times the rate."""
+    scan, fresh = make_scan("patient0", (7, 8, 2)), {"muon_rate": 1e-12, "learning_rate": 1e-12}
+    still, moved = (
+        params_of(train([scan], FRAMES[:1], recipe(name, num_steps=1, **own))[0])[scan.name]
+        for own in (fresh, {"muon_rate": 0.02, "learning_rate": 1e-3})
+    )
+    change = jax.tree.map(lambda a, b: np.asarray(a - b), moved, still)["params"]
+    singular = np.linalg.svd(change["hidden_1"]["kernel"], compute_uv=False)
+    assert 0.02 * 0.6 < singular.max() < 0.02 * 1.3
+    if name == "siren":  # a fresh DINER's gradient has rank 1: its rows are all but the same
+        assert (singular > 0.02 * 0.6).sum() >= 12
+    others = [change["hidden_1"]["bias"], change["output"]["bias"]]
+    if name == "diner":
+        others.append(change["table"][: scan.num_voxels])
+    for leaf in others:
+        largest = np.abs(leaf).max()
+        np.testing.assert_allclose(largest, 1e-3 * (1 + 0.09 / 0.19), rtol=0.02)
+
+
+def test_moments_are_not_kept_where_there_are_others_than_adams():
+    config = make_config("domain_expansion", "siren", "finetune")
+    check_config(config | {"keep_optimiser": True})
+    with pytest.raises(ConfigError, match=r"keep_optimiser .* muon_rate 0"):
+        check_config(config | {"keep_optimiser": True, "muon_rate": 5e-3})

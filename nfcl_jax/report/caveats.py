@@ -92,7 +92,14 @@ def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
             found.append(f"Runs differ in {name}: {', '.join(values)}.")
     for field in dict.fromkeys(run.field for run in runs):
         own = [run.config for run in runs if run.field == field]
-        for name in ("batch_size", "learning_rate", "warmup_steps", "schedule", "field"):
+        for name in (
+            "batch_size",
+            "learning_rate",
+            "muon_rate",
+            "warmup_steps",
+            "schedule",
+            "field",
+        ):
             if len({json.dumps(config.get(name), sort_keys=True) for config in own}) > 1:
                 found.append(f"Runs of {field_title(field)} differ in {name}.")
     scans: dict[tuple[str, str, str], set[str]] = {}
