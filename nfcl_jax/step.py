@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 from jaxtyping import Array, Float, Int, Key
 
 from nfcl_jax import points as grid
@@ -19,6 +18,7 @@ from nfcl_jax.arguments import ScanAndMemory, Static, Steps, TaskArrays, TrainSt
 from nfcl_jax.curve import error, interpolate
 from nfcl_jax.fields import Params, init_params
 from nfcl_jax.losses import weighted_mean
+from nfcl_jax.optimiser import optimiser
 from nfcl_jax.padded import PaddedScan, stream, targets_at
 from nfcl_jax.params import (
     apply_in_blocks,
@@ -32,43 +32,6 @@ from nfcl_jax.params import (
 from nfcl_jax.points import Points
 from nfcl_jax.records import Losses, PenaltyShare, State
 from nfcl_jax.strategies.base import Domain, TaskView
-
-
-def optimiser(static: Static) -> optax.GradientTransformation:
-    """Adam; with a `muon_rate`, Muon for the matrices of the layers (Jordan et al., 2024), whose
-    step is the nearest orthogonal matrix to the gradient's mean, and Adam for the rest, with
-    Nesterov's momentum in both.
-
-    During the warm-up of w steps a rate is r (i + 1) / w in step i. Then it is r or, if it falls as
-    a cosine (Loshchilov and Hutter, ICLR 2017), r (1 + cos(pi (i - w) / (num_steps - w))) / 2.
-    """
-
-    def scheduled(rate):
-        steps, parts, ends = static.warmup_steps, [], []
-        if steps > 1:
-            parts.append(optax.linear_schedule(rate / steps, rate, steps - 1))
-        if static.schedule == "cosine":
-            ends = [steps] * len(parts)
-            parts.append(optax.cosine_decay_schedule(rate, max(static.num_steps - steps, 1)))
-        # A schedule is state too, which runs at a constant rate have never had.
-        return optax.join_schedules(parts, ends) if parts else rate
-
-    if not static.muon_rate:
-        return optax.adam(scheduled(static.learning_rate))
-    return optax.contrib.muon(
-        scheduled(static.muon_rate),
-        adam_learning_rate=scheduled(static.learning_rate),
-        muon_weight_dimension_numbers=_matrices,
-    )
-
-
-def _matrices(params: Params) -> Any:
-    """What Muon takes: the layers' kernels, but not a table, whose rows have nothing in common."""
-
-    def of_leaf(path, leaf):
-        return optax.contrib.MuonDimensionNumbers() if path[-1].key == "kernel" else None
-
-    return jax.tree.map_with_path(of_leaf, params)
 
 
 def begin_task(

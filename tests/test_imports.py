@@ -9,7 +9,7 @@ ORDER = [
     "padded", "curve", "records", "storage",
     "strategies.base", "strategies.distillation", "strategies.replay", "strategies.importance",
     "strategies.ewc", "strategies.mas", "strategies.ogd", "strategies",
-    "metrics", "arguments", "step", "batching", "fitting", "loop",
+    "metrics", "arguments", "optimiser", "step", "batching", "fitting", "loop",
     "checkpoints", "partial", "locks",
     "geometry", "data.volumes", "data.acdc", "data.phantom", "data.cohorts", "config",
     "run_folder", "rows", "fitted", "nifti", "sizes", "runs",

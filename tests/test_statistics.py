@@ -1,10 +1,13 @@
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from nfcl_jax.report import statistics
 from nfcl_jax.report.caveats import FEW_PATIENTS
+from nfcl_jax.report.results import KEY
 from nfcl_jax.report.statistics import SUMMARIES
+from nfcl_jax.report.tables import continual_table
 
 NAN = np.nan
 # Rows: after each of three tasks; columns: scores on them.
@@ -19,6 +22,7 @@ def test_the_summary_of_a_matrix_by_hand():
     assert summarise(MATRIX) == {
         "forgetting": ((30 - 26) + (33 - 27)) / 2,
         "backward_transfer": ((26 - 30) + (27 - 33)) / 2,
+        "largest_loss": 33 - 27,
         "stability": (26 + 27) / 2,
         "plasticity": (30 + 33 + 31) / 3,
     }
@@ -33,7 +37,8 @@ def test_forgetting_is_since_the_best_time_and_transfer_since_the_first():
 def test_a_score_that_some_tasks_do_not_have_counts_where_it_is():
     image = np.array([[30.0, NAN], [12.0, NAN]])  # PSNR: the second task is a mask
     assert summarise(image) == {
-        "forgetting": 18, "backward_transfer": -18, "stability": 12, "plasticity": 30,
+        "forgetting": 18, "backward_transfer": -18, "largest_loss": 18, "stability": 12,
+        "plasticity": 30,
     }  # fmt: skip
     mask = np.array([[NAN, NAN], [NAN, 0.9]])
     found = summarise(mask)
@@ -86,3 +91,21 @@ def test_of_a_single_task_nothing_can_be_forgotten():
     found = summarise(np.array([[30.0]]))
     assert found.pop("plasticity") == 30.0
     assert np.isnan(list(found.values())).all()
+
+
+def test_a_gap_is_closed_from_fine_tuning_to_joint_training():
+    """A row for each strategy but the ends; nothing where one of the ends is missing."""
+    ends = {"finetune": 20.0, "joint": 36.0, "distillation": 32.0, "ewc": 20.0}
+
+    def rows_of(strategies):
+        rows = [
+            ("domain_expansion", "siren", s, trained, evaluated, "psnr", f"patient{p}", value + p)
+            for s in strategies
+            for p in (1, 2)
+            for trained, evaluated, value in ((1, 1, 35.0), (2, 1, ends[s]), (2, 2, 30.0))
+        ]
+        table = continual_table(pd.DataFrame(rows, columns=[*KEY, "patient", "value"]))
+        return table[table["summary"] == "gap_closed"].set_index("strategy")["mean"].to_dict()
+
+    assert rows_of(ends) == {"distillation": pytest.approx(75), "ewc": pytest.approx(0)}
+    assert rows_of(["finetune", "distillation"]) == rows_of(["joint", "ewc"]) == {}

@@ -1,7 +1,7 @@
 """Numbers over patients, and over the matrix of scores that continual learning leaves.
 
 R[s, e] is a score (the higher the better) on task e after learning task s, of S tasks. It is NaN
-for s < e and where a task has no such score; all four summaries of R leave those out, and are NaN
+for s < e and where a task has no such score; all summaries of R leave those out, and are NaN
 where nothing is left.
 """
 
@@ -35,6 +35,20 @@ def backward_transfer(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
     return _mean((matrix[-1] - np.diagonal(matrix))[:-1])
 
 
+def largest_loss(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
+    """Max over tasks e < S of R[e, e] - R[S, e]: what the task lost that lost most since it was
+    learned."""
+    lost = (np.diagonal(matrix) - matrix[-1])[:-1]
+    present = lost[~np.isnan(lost)]
+    return float(np.max(present)) if present.size else float("nan")
+
+
+def gap_closed(kept: float, tuned: float, joint: float) -> float:
+    """(kept - tuned) / (joint - tuned), in percent: how much of what fine-tuning loses and joint
+    training does not a strategy keeps, by a score of the earlier tasks at the end."""
+    return 100 * (kept - tuned) / (joint - tuned) if joint != tuned else float("nan")
+
+
 def stability(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
     """Mean over tasks e < S of R[S, e]: what is left of the earlier tasks at the end."""
     return _mean(matrix[-1, :-1])
@@ -48,6 +62,7 @@ def plasticity(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
 SUMMARIES = {
     "forgetting": average_forgetting,
     "backward_transfer": backward_transfer,
+    "largest_loss": largest_loss,
     "stability": stability,
     "plasticity": plasticity,
 }

@@ -8,14 +8,16 @@ import pandas as pd
 from nfcl_jax.fields import field_title
 from nfcl_jax.metrics import METRICS, format_number, format_score, metric_title, metrics_of
 from nfcl_jax.report.results import BASELINE, KEY, Scores
-from nfcl_jax.report.statistics import SUMMARIES, mean_interval
+from nfcl_jax.report.statistics import SUMMARIES, gap_closed, mean_interval
 from nfcl_jax.scenarios import SCENARIOS, Scenario
 
 SUMMARY_TITLES = {
     "forgetting": "average forgetting",
     "backward_transfer": "backward transfer",
+    "largest_loss": "largest loss",
     "stability": "stability",
     "plasticity": "plasticity",
+    "gap_closed": "gap closed, %",
 }
 
 
@@ -92,26 +94,35 @@ def paired_table(patients: pd.DataFrame) -> pd.DataFrame:
 
 
 def continual_table(patients: pd.DataFrame) -> pd.DataFrame:
-    """Average forgetting, backward transfer, stability and plasticity (see `statistics`) of every
-    metric, over patients."""
-    rows = []
+    """The summaries of `statistics` of every metric, over patients; and the gap that a strategy
+    closes in stability, where there are runs of fine-tuning and joint training too."""
+    rows: list[dict[str, Any]] = []
     where = ["scenario", "field", "strategy", "metric"]
+    stable: dict[tuple, pd.Series] = {}
     for key, group in patients.groupby(where, sort=False):
         size = int(group["trained_task"].max())
-        matrices = []
-        for _, own in group.groupby("patient"):
+        matrices = {}
+        for patient, own in group.groupby("patient"):
             matrix = np.full((size, size), np.nan)
             matrix[own["trained_task"] - 1, own["evaluated_task"] - 1] = own["value"]
-            matrices.append(matrix)
+            matrices[patient] = matrix
         for name, summary in SUMMARIES.items():
-            values = pd.Series([summary(matrix) for matrix in matrices])
-            if values.notna().any():
-                rows.append(
-                    dict(zip(where, key, strict=True))
-                    | {"summary": name, "patients": len(values)}
-                    | _over_patients(values)
-                )
-    return pd.DataFrame(rows)
+            values = pd.Series({p: summary(matrix) for p, matrix in matrices.items()})
+            rows.append(_row_of_summary(dict(zip(where, key, strict=True)), name, values))
+            if name == "stability":
+                stable[key] = values
+    for (scenario, field, strategy, metric), kept in stable.items():
+        ends = [stable.get((scenario, field, name, metric)) for name in (BASELINE, "joint")]
+        if strategy not in (BASELINE, "joint") and all(end is not None for end in ends):
+            three = pd.concat([kept, *ends], axis=1, join="inner")
+            closed = pd.Series([gap_closed(*own) for own in three.to_numpy()])
+            key = (scenario, field, strategy, metric)
+            rows.append(_row_of_summary(dict(zip(where, key, strict=True)), "gap_closed", closed))
+    return pd.DataFrame([row for row in rows if row["scored"]])
+
+
+def _row_of_summary(key: dict[str, str], name: str, values: pd.Series) -> dict[str, Any]:
+    return key | {"summary": name, "patients": len(values)} | _over_patients(values)
 
 
 def format_mean(metric: str, mean: float, low: float, high: float, std: float = np.nan) -> str:
@@ -186,7 +197,9 @@ def readable_tables(
             "title": "Continual learning over all tasks",
             "note": "Forgetting: best score so far less the last one. Backward transfer: last "
             "score less that when learned. Both and stability (the last score) are means over the "
-            "earlier tasks; plasticity, the score when learned, over all.",
+            "earlier tasks; plasticity, the score when learned, over all. Largest loss: of the "
+            "earlier task that lost most since it was learned. Gap closed: how far stability is on "
+            "its way from fine-tuning's to joint training's.",
             "frame": _readable_continual(continual),
         }
     )
@@ -232,7 +245,11 @@ def _readable_continual(continual: pd.DataFrame) -> pd.DataFrame:
             | dict.fromkeys(SUMMARY_TITLES.values(), "-")
             | {"patients": f"{row.scored} of {row.patients}"},
         )
-        cells[SUMMARY_TITLES[row.summary]] = format_mean(row.metric, row.mean, row.low, row.high)
+        cell = format_mean(row.metric, row.mean, row.low, row.high)
+        if row.summary == "gap_closed":
+            ends = "" if np.isnan(row.low) else f" [{row.low:.0f}, {row.high:.0f}]"
+            cell = f"{row.mean:.0f}{ends}"
+        cells[SUMMARY_TITLES[row.summary]] = cell
     return pd.DataFrame(rows.values())
 
 

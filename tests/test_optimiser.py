@@ -9,7 +9,7 @@ from small import FRAMES, make_scan, params_of, recipe, train
 from nfcl_jax.config import check_config, make_config
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fitting import BatchTask, task_arguments
-from nfcl_jax.step import optimiser
+from nfcl_jax.optimiser import optimiser
 
 
 def rates(**changes):
