@@ -13,11 +13,12 @@ def get_config() -> ConfigDict:
         {
             "as_shipped": {},
             "frames_range": {"data": {"intensity_range": "frames"}},
-            "optimiser_kept": {"overrides": "*:keep_optimiser=True"},
             "diner_lecun": {"overrides": "diner:field.initialisation=lecun,diner:warmup_steps=0"},
             "diner_lecun_warmup": {"overrides": "diner:field.initialisation=lecun"},
             "diner_no_warmup": {"overrides": "diner:warmup_steps=0"},
             "diner_4096_points": {"overrides": "diner:batch_size=4096"},
+            "diner_optimiser_kept": {"overrides": "diner:keep_optimiser=True"},
+            "others_optimiser_kept": {"overrides": _others("keep_optimiser=True")},
             "others_16384_points": {"overrides": _others("batch_size=16384")},
             "others_all_points": {"overrides": _others("batch_size=0")},
         }

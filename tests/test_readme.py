@@ -144,6 +144,15 @@ def test_the_tables_of_the_reproduction_are_those_of_its_runs(tmp_path, name, wi
     assert (tmp_path / "tables.md").read_text() == (REPRODUCTION / f"{name}.md").read_text()
 
 
+def test_the_tables_of_sirens_choices_are_those_of_their_runs(tmp_path, without_figures):
+    parts = []
+    for folder in sorted((REPRODUCTION / "siren").iterdir()):
+        shutil.copytree(folder / "cells", tmp_path / folder.name / "cells")
+        write_report(tmp_path / folder.name)
+        parts.append(f"# {folder.name}\n\n" + (tmp_path / folder.name / "tables.md").read_text())
+    assert "\n".join(parts) == (REPRODUCTION / "siren.md").read_text()
+
+
 @pytest.mark.slow
 def test_the_table_of_the_choices_is_that_of_their_runs(tmp_path, without_figures):
     """Of which docs keep DINER's alone; the other fields' are those of the paper's grid."""
