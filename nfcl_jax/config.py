@@ -40,6 +40,7 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         "batch_size": kind.batch_size,
         "learning_rate": kind.learning_rate,
         "muon_rate": 0.0,  # of Muon, for the layers' matrices; 0 leaves them to Adam
+        "later_rate": 1.0,  # what both rates are multiplied by from the second task on
         "keep_optimiser": False,  # whether Adam's moments go on from one task to the next
         "warmup_steps": kind.warmup_steps,  # of each task, in which the rate grows to its value
         # How the rate goes on from there in each task: one of SCHEDULES.
@@ -89,8 +90,8 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     if "patients_per_batch" in config:
         config["scans_per_batch"] = config.pop("patients_per_batch")
     config["data"] = {"dataset": "acdc", "intensity_range": "frames", **config["data"]}
-    then = {"warmup_steps": 0, "schedule": "constant", "muon_rate": 0.0, "keep_optimiser": False}
-    config = then | config
+    rates = {"warmup_steps": 0, "schedule": "constant", "muon_rate": 0.0, "later_rate": 1.0}
+    config = rates | {"keep_optimiser": False} | config
     if isinstance(config.get("ewc"), Mapping):
         config["ewc"] = {"decay": 1.0, **config["ewc"]}
     if config["field"]["name"] == "diner":
@@ -233,6 +234,7 @@ def _checks(config: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
         ("batch_size", NOT_NEGATIVE._replace(wanted="at least 1, or 0 for every voxel")),
         ("learning_rate", POSITIVE),
         ("muon_rate", NOT_NEGATIVE._replace(wanted="positive, or 0 for Adam alone")),
+        ("later_rate", POSITIVE),
         ("warmup_steps", NOT_NEGATIVE),
         ("schedule", one_of(SCHEDULES)),
         ("huber_delta", POSITIVE),

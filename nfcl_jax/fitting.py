@@ -35,6 +35,7 @@ class Recipe(NamedTuple):
       strategy: used from the second task on.
       learning_rate: of Adam.
       muon_rate: of Muon, for the layers' matrices; 0 leaves them to Adam.
+      later_rate: what both are multiplied by from the second task on.
       keep_optimiser: whether its moments go on from one task to the next.
       warmup_steps: of each task, in which the rate grows to its value.
       schedule: of the rate after that, one of `config.SCHEDULES`.
@@ -48,6 +49,7 @@ class Recipe(NamedTuple):
     strategy: Strategy
     learning_rate: float
     muon_rate: float
+    later_rate: float
     keep_optimiser: bool
     warmup_steps: int
     schedule: str
@@ -93,14 +95,14 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
     """What the compiled programs take to fit a batch to its task; see `step`."""
     *before, new = task.tasks
     recipe, largest = task.recipe, max(scan.num_voxels for scan in task.batch)
-    strategy = recipe.strategy if before else FINETUNE
+    strategy, factor = (recipe.strategy, recipe.later_rate) if before else (FINETUNE, 1.0)
     earlier = merge_domains(before) if strategy.acts else {}
     stop_earlier, whole = num_frames(before) if earlier else 0, recipe.batch_size == 0
     static = Static(
         field=create_field(recipe.field, num_channels(task.tasks), task.rows),
         strategy=strategy,
-        learning_rate=recipe.learning_rate,
-        muon_rate=recipe.muon_rate,
+        learning_rate=recipe.learning_rate * factor,
+        muon_rate=recipe.muon_rate * factor,
         keep_optimiser=recipe.keep_optimiser,
         warmup_steps=recipe.warmup_steps,
         schedule=recipe.schedule,

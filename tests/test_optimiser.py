@@ -39,6 +39,19 @@ def test_a_rate_grows_and_then_stays_or_falls_as_a_cosine(warmup, schedule):
     np.testing.assert_allclose(own, expected, atol=1e-5)
 
 
+def test_later_tasks_may_have_lower_rates():
+    """Adam's first step of the second task is by so much shorter."""
+    scan, moved = make_scan("patient0", (7, 8, 2)), []
+    for factor in (1.0, 0.25):
+        first, second = (
+            params_of(r)[scan.name]["params"]["output"]["bias"]
+            for r in train([scan], FRAMES[:2], recipe(num_steps=1, later_rate=factor))
+        )
+        moved.append(float(jnp.abs(first - second)[0]))
+    assert moved[0] == pytest.approx(1e-3, rel=1e-2)
+    assert moved[1] == pytest.approx(0.25e-3, rel=1e-2)
+
+
 def test_every_task_has_the_schedule_anew():
     """The second task's last steps move nothing, its first do."""
     scan, moved = make_scan("patient0", (7, 8, 2)), []
