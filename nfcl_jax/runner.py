@@ -66,7 +66,7 @@ class Caller(NamedTuple):
     Attributes:
       on_progress: called between chunks of steps.
       asked_to_stop: the number of the signal that asked for it, if one has; see `locks.stopping`.
-      twin: a run that differs in the strategy alone. The first task knows no strategy: if this run
+      twin: a run with the same first task. The first task knows no strategy: if this run
         has not learned it, it is taken from there.
       left_out: the faults of patients without scans, for patients.json.
     """

@@ -95,6 +95,23 @@ def test_values_are_overridden_for_one_field_or_all(tmp_path):
         assert cell.config["huber_delta"] == 0.5 and cell.config["strict"] is True
 
 
+def test_values_are_overridden_for_cells_by_their_names(tmp_path):
+    """Cells that learn the first task in another way then do not take it from each other."""
+    config = paper_config.get_config().to_dict() | {
+        "fields": "siren",
+        "strategies": "finetune,joint",
+    }
+    config["overrides"] = "signal*-joint-*:joint.weight=3,domain*-joint-*:learning_rate=1"
+    cells = {cell.name: cell for cell in grid.make_cells(config, tmp_path)}
+    domain, signal = (f"{s}_expansion-siren-joint-seed0" for s in ("domain", "signal"))
+    assert cells[signal].config["joint"]["weight"] == 3 != cells[domain].config["joint"]["weight"]
+    assert cells[domain].config["learning_rate"] == 1 != cells[signal].config["learning_rate"]
+    assert cells[signal].twin == "signal_expansion-siren-finetune-seed0"
+    assert cells[domain].twin is None
+    config["overrides"] = "*-joint-*:later_rate=0.5"
+    assert grid.make_cells(config, tmp_path)[1].twin == "domain_expansion-siren-finetune-seed0"
+
+
 @pytest.mark.parametrize(
     "word",
     ["batch_size=1", "diners:batch_size=1", "diner:batch=1", "diner:field=1:2", "diner:seed.x=1",
@@ -114,7 +131,7 @@ def test_an_override_of_a_field_that_is_not_there_is_told_of(
     words = "diner:batch_size=9,siren:batch_size=9,*:huber_delta=2"
     grid.run_grid(small(phantom_root, overrides=words), tmp_path, Console())
     told = capsys.readouterr().out
-    assert "of no field in this grid: config.overrides=diner:batch_size=9" in told
+    assert "of no cell in this grid: config.overrides=diner:batch_size=9" in told
     assert "siren:batch_size" not in told and "huber_delta" not in told
 
 

@@ -1,7 +1,7 @@
 """A grid of runs over one set of scans, and their report."""
 
-import fnmatch
 import itertools
+import json
 import logging
 import shutil
 import time
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from experiments.launch import words
 from experiments.launch.console import ProgressBar, claims_table, log_to_screen
-from nfcl_jax import strategies
 from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.config import check_config, make_config, read_config, split_words
 from nfcl_jax.data.cohorts import Cohort
@@ -34,11 +34,11 @@ SHARED = (
     "num_steps", "batch_size", "scans_per_batch", "checkpoint_every_steps", "strict",
     "matmul_precision",
 )  # fmt: skip
+LATER = ("strategy", "later_rate", *STRATEGIES)  # what the first task knows nothing of
 
 
 class Cell(NamedTuple):
-    """One run of the grid. `twin` is an earlier cell, if there is one, that differs in the strategy
-    alone."""
+    """One run of the grid. `twin` is an earlier cell, if there is one, with the same first task."""
 
     name: str
     config: dict[str, Any]
@@ -78,10 +78,9 @@ def _run_grid(config, cells: list[Cell], workdir: Path, console: Console, others
     for name, other in take_finished(cells, workdir, others):
         console.print(f"taken from {other}: {name}", markup=False)
     refuse_other_cells(cells, workdir, cohort)
-    there = {"*", *(cell.config["field"]["name"] for cell in cells)}
     for word in split_words(config["overrides"]):
-        if word.partition(":")[0] not in there:
-            console.print(f"of no field in this grid: config.overrides={word}", markup=False)
+        if not any(words.is_for(word, cell.name, cell.config) for cell in cells):
+            console.print(f"of no cell in this grid: config.overrides={word}", markup=False)
     save_shown(workdir, [scan for s in scans.values() for scan in s], shown)
     with log_to_screen(console, logging.WARNING), stopping() as asked_to_stop:
         failed = run_cells(cells, cohort, workdir, console, asked_to_stop)
@@ -168,18 +167,18 @@ def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     """
     if "scenarios" not in config:
         raise ConfigError("this is not the config of a grid; configs/paper.py would be right.")
-    scenarios = _words(config, "scenarios", SCENARIOS)
-    fields = _words(config, "fields", FIELDS)
-    strategies = _strategies(config["strategies"])
-    seeds = _numbers(config, "seeds")
-    wanted = split_words(config["cells"]) or ["*"]
+    scenarios = words.names_of(config, "scenarios", SCENARIOS)
+    fields = words.names_of(config, "fields", FIELDS)
+    strategies = words.strategies_of(config["strategies"])
+    seeds = words.numbers_of(config, "seeds")
+    wanted = split_words(config["cells"])
     cells: list[Cell] = []
     for scenario, field, seed in itertools.product(scenarios, fields, seeds):
-        twin = None
+        twins: dict[str, str] = {}
         for strategy, constants in strategies:
             cell = make_config(scenario, field, strategy)
             changed = {k: v for k, v in constants.items() if cell[strategy].get(k) != v}
-            label = "_".join([strategy, *(f"{k}{_short(v)}" for k, v in changed.items())])
+            label = "_".join([strategy, *(f"{k}{words.short(v)}" for k, v in changed.items())])
             name = f"{scenario}-{field}-{label}-seed{seed}"
             given = {shared: config[shared] for shared in SHARED if config[shared] is not None}
             cell |= {"seed": seed} | given
@@ -187,102 +186,16 @@ def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
             cell["data"]["root"] = config["data"]["root"] or str(phantom_root(workdir))
             if changed:
                 cell[strategy] |= changed
-            _override(cell, config["overrides"])
+            words.override(cell, name, config["overrides"])
             check_config(cell)
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted):
+            if words.matching([name], wanted):
+                first = json.dumps({k: v for k, v in cell.items() if k not in LATER})
                 if name not in (cell.name for cell in cells):
-                    cells.append(Cell(name, cell, twin))
-                twin = twin or name
+                    cells.append(Cell(name, cell, twins.get(first)))
+                twins.setdefault(first, name)
     if not cells:
         raise ConfigError(f"config.cells = {config['cells']!r} leaves no cell of the grid.")
     return cells
-
-
-def _override(cell: dict[str, Any], words: str) -> None:
-    """Sets what the words of `config.overrides` say of the cell's field, or of all.
-
-    Raises:
-      ConfigError: for a word that is none.
-    """
-    for word in split_words(words):
-        pattern, _, assignment = word.partition(":")
-        path, equals, value = assignment.partition("=")
-        known = pattern == "*" or pattern in FIELDS
-        if known and pattern not in ("*", cell["field"]["name"]):
-            continue
-        *sections, name = path.split(".")
-        inner: Any = cell
-        for section in sections:
-            inner = inner.get(section) if isinstance(inner, dict) else None
-        one_for_all = path.partition(".")[0] == "data"  # which is read once for the grid
-        there = isinstance(inner, dict) and name in inner and not one_for_all
-        if not (known and equals and there):
-            raise ConfigError(
-                f"config.overrides: {word!r} is not FIELD:NAME=VALUE with FIELD one of *, "
-                f"{', '.join(FIELDS)} and NAME as in the config of a run, outside its data, such "
-                "as diner:field.knots=2048."
-            )
-        try:
-            inner[name] = _like(inner[name], value)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"config.overrides: {word!r}: {error}.") from error
-
-
-def _strategies(words: str) -> list[tuple[str, dict[str, Any]]]:
-    """The strategies of a grid with the constants that each word gives, such as "ewc:weight=10".
-
-    Raises:
-      ConfigError: for a word that is none.
-    """
-    found = []
-    for word in split_words(words):
-        name, *pairs = word.split(":")
-        own = strategies.constants(name) if name in STRATEGIES else {}
-        constants = dict(pair.partition("=")[::2] for pair in pairs)
-        if name not in STRATEGIES or not set(constants) <= set(own):
-            raise ConfigError(
-                f"config.strategies must be of {', '.join(STRATEGIES)}, with constants as in "
-                f"distillation:weight=10, got {word!r}."
-            )
-        try:
-            found.append((name, {k: _like(own[k], v) for k, v in constants.items()}))
-        except ValueError as error:
-            raise ConfigError(f"config.strategies: {word!r}: {error}.") from error
-    if not found:
-        raise ConfigError("config.strategies names none.")
-    return found
-
-
-def _like(default: Any, word: str) -> Any:
-    """The word as a value of the default's type.
-
-    Raises:
-      ValueError: if it is none.
-    """
-    if isinstance(default, bool) and word not in ("True", "False"):
-        raise ValueError(f"True or False would be right, not {word!r}")
-    return word == "True" if isinstance(default, bool) else type(default)(word)
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _words(config: Mapping[str, Any], name: str, known: Iterable[str]) -> list[str]:
-    words = split_words(config[name])
-    if not words or not set(words) <= set(known):
-        raise ConfigError(f"config.{name} must be of {', '.join(known)}, got {config[name]!r}.")
-    return list(dict.fromkeys(words))
-
-
-def _numbers(config: Mapping[str, Any], name: str) -> list[int]:
-    try:
-        numbers = list(dict.fromkeys(int(word) for word in split_words(config[name])))
-    except ValueError:
-        numbers = []
-    if not numbers:
-        raise ConfigError(f"config.{name} must be numbers between commas, got {config[name]!r}.")
-    return numbers
 
 
 def shown_patients(config: Mapping[str, Any], scans: dict[str, list[Scan]]) -> list[str]:

@@ -1,12 +1,12 @@
 """The grids of a study."""
 
-import fnmatch
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.launch.grid import make_cells, refuse_other_cells, shown_patients
+from experiments.launch.words import matching
 from nfcl_jax.config import split_words
 from nfcl_jax.errors import ConfigError, DataError
 from nfcl_jax.runner import phantom_root, read_data, written_phantom
@@ -37,9 +37,9 @@ def choices_of(config: Mapping[str, Any], workdir: Path) -> dict[str, dict[str, 
 def _chosen(names: Iterable[str], patterns: list[str]) -> list[str]:
     """Those that one of the patterns is for; all without any."""
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+        if not matching(names, [pattern]):
             raise ConfigError(f"config.only: no choice {pattern!r}; there are {', '.join(names)}.")
-    return [n for n in names if not patterns or any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+    return matching(names, patterns)
 
 
 def check_choices(choices: Mapping[str, Mapping[str, Any]], workdir: Path) -> None:
