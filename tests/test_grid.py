@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from test_checkpoints import empty_metadata
 
-from configs import domain_expansion, quickstart
+from configs import domain_expansion, quickstart, recommended
 from configs import paper as paper_config
 from experiments.launch import grid
 from nfcl_jax.config import check_config, make_config
@@ -93,6 +93,17 @@ def test_values_are_overridden_for_one_field_or_all(tmp_path):
         assert cell.config["warmup_steps"] == (50 if diner else 0)
         assert cell.config["field"].get("initialisation") == ("torch" if diner else None)
         assert cell.config["huber_delta"] == 0.5 and cell.config["strict"] is True
+
+
+def test_the_recommended_grid_differs_from_the_papers_in_how_fields_are_fitted(tmp_path):
+    """Same steps and fields, no earlier data: only rates, points and weights."""
+    fitted = {"batch_size", "learning_rate", "muon_rate", "later_rate", "warmup_steps", "schedule"}
+    fitted |= {"keep_optimiser", "distillation", "joint"}
+    for cell in grid.make_cells(recommended.get_config().to_dict(), tmp_path):
+        own = cell.config
+        shipped = make_config(own["scenario"], own["field"]["name"], own["strategy"])
+        changed = {k for k in own if k != "data" and own[k] != shipped[k]}
+        assert "schedule" in changed <= fitted, cell.name
 
 
 def test_values_are_overridden_for_cells_by_their_names(tmp_path):
