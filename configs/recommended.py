@@ -9,12 +9,12 @@ RATES = {"pe_relu": (2e-2, 0.1), "siren": (3e-3, 0.18), "finer": (5e-3, 0.15)}
 def get_config():
     config = paper.get_config()
     words = ["*:schedule=cosine", "*:warmup_steps=50", "diner:keep_optimiser=True"]
-    for field, (muon_rate, later_rate) in RATES.items():
+    for field, (muon_rate, later_factor) in RATES.items():
         words += [
             f"{field}:muon_rate={muon_rate}",
             f"{field}:learning_rate=2e-3",
             f"{field}:batch_size=3456",  # fewer, to pay for what Muon costs
-            f"domain*-{field}-*:later_rate={later_rate}",
+            f"domain*-{field}-*:later_factor={later_factor}",
         ]
     for strategy in ("distillation", "joint"):
         words.append(f"domain*-{strategy}-*:{strategy}.weight=4")

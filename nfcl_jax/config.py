@@ -34,13 +34,13 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
     config: dict[str, Any] = {
         "scenario": scenario,
         "seed": 0,
-        "num_steps": 500,  # of Adam, per task
+        "num_steps": 500,  # of the optimiser, per task
         # Points per step; 0 is every voxel of the task. Its default, and those of the rate and the
         # warm-up, are the field's.
         "batch_size": kind.batch_size,
         "learning_rate": kind.learning_rate,
         "muon_rate": 0.0,  # of Muon, for the layers' matrices; 0 leaves them to Adam
-        "later_rate": 1.0,  # what both rates are multiplied by from the second task on
+        "later_factor": 1.0,  # what both rates are multiplied by from the second task on
         "keep_optimiser": False,  # whether Adam's moments go on from one task to the next
         "warmup_steps": kind.warmup_steps,  # of each task, in which the rate grows to its value
         # How the rate goes on from there in each task: one of SCHEDULES.
@@ -90,10 +90,10 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     if "patients_per_batch" in config:
         config["scans_per_batch"] = config.pop("patients_per_batch")
     config["data"] = {"dataset": "acdc", "intensity_range": "frames", **config["data"]}
-    rates = {"warmup_steps": 0, "schedule": "constant", "muon_rate": 0.0, "later_rate": 1.0}
+    rates = {"warmup_steps": 0, "schedule": "constant", "muon_rate": 0.0, "later_factor": 1.0}
     config = rates | {"keep_optimiser": False} | config
     if isinstance(config.get("ewc"), Mapping):
-        config["ewc"] = {"decay": 1.0, **config["ewc"]}
+        config["ewc"] = config["ewc"] | {"decay": config["ewc"].get("decay", 1.0)}
     if config["field"]["name"] == "diner":
         config["field"] = {"knots": 0, "initialisation": "lecun", **config["field"]}
     return config
@@ -234,7 +234,7 @@ def _checks(config: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
         ("batch_size", NOT_NEGATIVE._replace(wanted="at least 1, or 0 for every voxel")),
         ("learning_rate", POSITIVE),
         ("muon_rate", NOT_NEGATIVE._replace(wanted="positive, or 0 for Adam alone")),
-        ("later_rate", POSITIVE),
+        ("later_factor", POSITIVE),
         ("warmup_steps", NOT_NEGATIVE),
         ("schedule", one_of(SCHEDULES)),
         ("huber_delta", POSITIVE),
@@ -271,7 +271,9 @@ def _incompatible(config: Mapping[str, Any]) -> list[str]:
     reason = kind.refuse(constants_of(config), field, tasks)
     faults = [f"config.{config['strategy']}.{reason}"] if reason else []
     if config["muon_rate"] and config["keep_optimiser"]:
-        faults.append("config.keep_optimiser keeps Adam's moments alone: with muon_rate 0.")
+        faults.append(
+            "config.keep_optimiser = True needs config.muon_rate = 0: only Adam's moments are kept."
+        )
     knots, own = config["field"].get("knots", 0), getattr(field, "knots", 0)
     if knots not in (0, own) and (config["batch_size"] or config["field"]["table_features"] > 1):
         faults.append(

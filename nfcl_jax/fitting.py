@@ -35,7 +35,7 @@ class Recipe(NamedTuple):
       strategy: used from the second task on.
       learning_rate: of Adam.
       muon_rate: of Muon, for the layers' matrices; 0 leaves them to Adam.
-      later_rate: what both are multiplied by from the second task on.
+      later_factor: what both are multiplied by from the second task on.
       keep_optimiser: whether its moments go on from one task to the next.
       warmup_steps: of each task, in which the rate grows to its value.
       schedule: of the rate after that, one of `config.SCHEDULES`.
@@ -49,7 +49,7 @@ class Recipe(NamedTuple):
     strategy: Strategy
     learning_rate: float
     muon_rate: float
-    later_rate: float
+    later_factor: float
     keep_optimiser: bool
     warmup_steps: int
     schedule: str
@@ -95,7 +95,7 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
     """What the compiled programs take to fit a batch to its task; see `step`."""
     *before, new = task.tasks
     recipe, largest = task.recipe, max(scan.num_voxels for scan in task.batch)
-    strategy, factor = (recipe.strategy, recipe.later_rate) if before else (FINETUNE, 1.0)
+    strategy, factor = (recipe.strategy, recipe.later_factor) if before else (FINETUNE, 1.0)
     earlier = merge_domains(before) if strategy.acts else {}
     stop_earlier, whole = num_frames(before) if earlier else 0, recipe.batch_size == 0
     static = Static(
@@ -237,9 +237,10 @@ def _refuse_inactive(shares: list[PenaltyShare], batch: Sequence[Scan], number: 
     for scan, share in zip(batch, shares, strict=False):
         if share.alive and (share.loss == 0 or share.gradient == 0):
             raise InactivePenaltyError(
-                f"{scan.name}, task {number}: after {step} steps the strategy's penalty is "
-                f"{share.loss:g} times the fitting loss, its gradient {share.gradient:g} times the "
-                "fit's; neither may be 0, for that is fine-tuning by another name."
+                f"{scan.name}, task {number}: after {step} steps the strategy adds {share.loss:g} "
+                f"times the fitting loss, and its gradient, or what it changes of the update, is "
+                f"{share.gradient:g} times the fit's; neither may be 0, for that is fine-tuning by "
+                "another name."
             )
 
 

@@ -11,17 +11,19 @@ from nfcl_jax.fields import Params
 
 
 def optimiser(static: Static) -> optax.GradientTransformation:
-    """Adam; with a `muon_rate`, Muon for the matrices of the layers (Jordan et al., 2024), whose
-    step is the nearest orthogonal matrix to the gradient's mean, and Adam for the rest, with
-    Nesterov's momentum in both.
+    """Adam; with a `muon_rate`, Muon for the matrices of the layers (Jordan et al., 2024), and Adam
+    for the rest, with Nesterov's momentum in both. Muon's step is about the nearest orthogonal
+    matrix to the gradient's running mean, times its rate and, for a layer of n inputs and more
+    outputs m, the root of m / n.
 
     During the warm-up of w steps a rate is r (i + 1) / w in step i. Then it is r or, if it falls as
     a cosine (Loshchilov and Hutter, ICLR 2017), r (1 + cos(pi (i - w) / (num_steps - w))) / 2.
     """
 
     def scheduled(rate):
-        steps, parts, ends = static.warmup_steps, [], []
-        if steps > 1:
+        parts, ends = [], []
+        steps = static.warmup_steps if static.warmup_steps > 1 else 0  # of one it would be none
+        if steps:
             parts.append(optax.linear_schedule(rate / steps, rate, steps - 1))
         if static.schedule == "cosine":
             ends = [steps] * len(parts)

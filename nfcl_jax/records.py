@@ -24,7 +24,7 @@ class Score(NamedTuple):
 class Fit(NamedTuple):
     """How one scan's fit to one task ended. `first_bad_step` is the first step, from 1, whose
     loss was not finite, or 0. The shares are those of PenaltyShare after the first chunk of steps,
-    0 without a penalty. `curve_error` is that of the last step, see `curve.error`; 0 where the
+    0 of fine-tuning. `curve_error` is that of the last step, see `curve.error`; 0 where the
     field itself was asked."""
 
     patient: str
@@ -49,8 +49,8 @@ class Losses(NamedTuple):
 
 class PenaltyShare(NamedTuple):
     """What a strategy adds to the fitting loss, and the norm of its gradient towards all
-    parameters, as multiples of the fitting loss's; of a strategy that adds nothing, twice how much
-    it changes the update, as a multiple of its norm. And whether the fitting loss moves any layer
+    parameters, as multiples of the fitting loss's. Of a strategy that adds nothing, both are how
+    much it changes the update, relative to its norm. And whether the fitting loss moves any layer
     before the output: a field whose ReLUs have died answers a constant, and nothing reaches its
     layers."""
 

@@ -76,8 +76,8 @@ def log_task(result: TaskResult, name: str, num_tasks: int) -> None:
     log.info("task %d of %d (%s) learned and saved", result.number, num_tasks, name)
     if any(fit.penalty_share for fit in result.fits):
         log.info(
-            "after the first steps the penalty is %.3g times the fitting loss and its gradient "
-            "%.3g times the fit's (medians)",
+            "after the first steps the strategy adds %.3g times the fitting loss; its gradient, or "
+            "what it changes of the update, is %.3g times the fit's (medians)",
             statistics.median(fit.penalty_share for fit in result.fits),
             statistics.median(fit.penalty_gradient_share for fit in result.fits),
         )

@@ -106,8 +106,8 @@ def image_then_mask(huber_delta: float = 1.0) -> tuple[Task, ...]:
     return (Task("image", image_head(huber_delta), (0, 1)), Task("mask", MASK, (0, 1)))
 
 
-# The weights of distillation, and so of earlier data, are by a sweep on real patients
-# (docs/reproduction.md). Cross-entropy
+# The weights of distillation are by a sweep on real patients (docs/reproduction.md); earlier data
+# has the same, so that the two can be compared. Cross-entropy
 # on the mask outweighs Huber's loss on the image, hence the larger one there.
 SCENARIOS: dict[str, Scenario] = {
     "domain_expansion": Scenario(

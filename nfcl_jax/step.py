@@ -271,10 +271,17 @@ def penalty_share(
         return PenaltyShare(losses.penalty / losses.fit, share, alive)
     view, change = view_of(static, own.scan, steps.task, own.memory), optimiser(static)
     update, _ = change.update(fit, state.opt_state, params)
+    still = optax.tree.norm(update) == 0  # at the end of a cosine
     changed, of_strategy = fit, state.strategy
     if strategy.on_gradient:
         changed, of_strategy = strategy.on_gradient(view, of_strategy, params, fit, losses)
-    changed, _ = change.update(changed, state.opt_state, params)
+    update, changed = (
+        jax.tree.map(lambda u, g: jnp.where(still, g, u), after, before)
+        for after, before in (
+            (update, fit),
+            (change.update(changed, state.opt_state, params)[0], changed),
+        )
+    )
     if strategy.on_update:
         changed, _ = strategy.on_update(view, of_strategy, params, changed, losses)
     share = optax.tree.norm(optax.tree.sub(changed, update)) / optax.tree.norm(update)

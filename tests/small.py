@@ -22,7 +22,7 @@ def recipe(name="siren", strategy=FINETUNE, **changes):
     constants = {
         "learning_rate": 1e-3,
         "muon_rate": 0.0,
-        "later_rate": 1.0,
+        "later_factor": 1.0,
         "warmup_steps": 0,
         "schedule": "constant",
         "keep_optimiser": False,

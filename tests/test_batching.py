@@ -27,6 +27,9 @@ from nfcl_jax.fields import FIELDS
 from nfcl_jax.padded import padded_size
 from nfcl_jax.strategies.distillation import distillation
 from nfcl_jax.strategies.ewc import ewc
+from nfcl_jax.strategies.mas import mas
+from nfcl_jax.strategies.ogd import ogd
+from nfcl_jax.strategies.replay import joint, replay
 
 
 @pytest.fixture
@@ -41,7 +44,14 @@ def at_once(monkeypatch):
     compile_for.cache_clear()
 
 
-STRATEGIES = {"distillation": distillation(), "ewc": ewc()}
+STRATEGIES = {
+    "distillation": distillation(),
+    "joint": joint(),
+    "replay": replay(),
+    "ewc": ewc(),
+    "mas": mas(),
+    "ogd": ogd(8, 8),
+}
 TASKS = {"domain": FRAMES[:2], "signal": IMAGE_AND_MASK}
 # One case for each strategy and scenario, and with a table; all of them with --slow.
 QUICK = [("siren", "ewc", "signal"), ("diner", "distillation", "domain")]

@@ -12,7 +12,7 @@ from nfcl_jax.fields import create_field
 from nfcl_jax.padded import stream
 from nfcl_jax.params import evaluate, looked_up, num_output_channels
 from nfcl_jax.scenarios import MASK
-from nfcl_jax.strategies import ewc, importance
+from nfcl_jax.strategies import ewc, importance, mas
 
 
 def explicit(view, field, params, head, index):
@@ -81,6 +81,41 @@ def test_the_loss_is_its_equation_and_importances_add_up_while_the_output_grows(
     old["params"]["output"]["kernel"] = old["params"]["output"]["kernel"].at[:, 1:].add(5.0)
     costs = [strategy.loss(view, state, params, None, None) for params in (second, old)]
     assert costs[0] == costs[1] > 0
+
+
+@pytest.mark.parametrize("head", [IMAGE, MASK], ids=["image", "mask"])
+def test_mas_is_the_mean_size_of_the_derivatives_of_the_answers_length(head, monkeypatch):
+    """By an explicit Jacobian of ||a(x)||^2, with the softmax's probabilities for a mask."""
+    monkeypatch.setattr(importance, "NUM_POINTS", 64)
+    field = create_field({"name": "siren", "width": 8, "depth": 2}, 5, rows=4 * VOXELS)
+    params = field.init(jax.random.key(0), jnp.zeros((1, 4)))
+    view = make_view(field, (IMAGE, head), ((0, 2), (1, 2)))
+    own = importance.importance(view, params, mas.length_gradient, jnp.abs)
+    ends = jnp.int32(VOXELS), jnp.int32(2 * VOXELS)
+    drawn = grid.sample_points(stream(view.key, "importance"), 64, *ends).index
+
+    def lengths(p):
+        outputs = evaluate(field, p, drawn, SHAPE)[:, head.channels]
+        said = outputs if head == IMAGE else jax.nn.softmax(outputs)
+        return jnp.sum(said**2, axis=-1)
+
+    expected = jax.tree.map(lambda j: jnp.mean(jnp.abs(j), axis=0), jax.jacrev(lengths)(params))
+    assert jnp.abs(expected["params"]["hidden_0"]["kernel"]).max() > 1e-6
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7), own, expected)
+
+
+def test_a_decay_takes_from_the_older_importances():
+    field, params = make("siren", channels=1)
+    bias = {}
+    for decay in (1.0, 0.25):
+        strategy = mas.mas(decay=decay)
+        _, once = begin(strategy, make_view(field), params)
+        _, twice = begin(strategy, make_view(field), params, once)
+        pair = (state["importance"]["params"]["output"]["bias"] for state in (once, twice))
+        bias[decay] = [float(b[0]) for b in pair]
+    assert bias[1.0][0] == bias[0.25][0] > 0
+    assert bias[1.0][1] == pytest.approx(2 * bias[1.0][0])
+    assert bias[0.25][1] == pytest.approx(1.25 * bias[1.0][0])
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,14 @@ def test_values_are_overridden_for_one_field_or_all(tmp_path):
 
 def test_the_recommended_grid_differs_from_the_papers_in_how_fields_are_fitted(tmp_path):
     """Same steps and fields, no earlier data: only rates, points and weights."""
-    fitted = {"batch_size", "learning_rate", "muon_rate", "later_rate", "warmup_steps", "schedule"}
+    fitted = {
+        "batch_size",
+        "learning_rate",
+        "muon_rate",
+        "later_factor",
+        "warmup_steps",
+        "schedule",
+    }
     fitted |= {"keep_optimiser", "distillation", "joint"}
     for cell in grid.make_cells(recommended.get_config().to_dict(), tmp_path):
         own = cell.config
@@ -119,7 +126,9 @@ def test_values_are_overridden_for_cells_by_their_names(tmp_path):
     assert cells[domain].config["learning_rate"] == 1 != cells[signal].config["learning_rate"]
     assert cells[signal].twin == "signal_expansion-siren-finetune-seed0"
     assert cells[domain].twin is None
-    config["overrides"] = "*-joint-*:later_rate=0.5"
+    with pytest.raises(ConfigError, match=r"has no joint.weight; .* \*-joint-\*:joint.weight=3"):
+        grid.make_cells(config | {"overrides": "siren:joint.weight=3"}, tmp_path)
+    config["overrides"] = "*-joint-*:later_factor=0.5"
     assert grid.make_cells(config, tmp_path)[1].twin == "domain_expansion-siren-finetune-seed0"
 
 

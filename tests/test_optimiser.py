@@ -28,13 +28,10 @@ def rates(**changes):
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_a_rate_grows_and_then_stays_or_falls_as_a_cosine(warmup, schedule):
     own = rates(learning_rate=0.5, warmup_steps=warmup, schedule=schedule, num_steps=40)
-    i = np.arange(40)
+    i, warmup = np.arange(40), warmup if warmup > 1 else 0  # of one step it is none
     growing = (i + 1) / max(warmup, 1)
     falling = (1 + np.cos(np.pi * (i - warmup) / (40 - warmup))) / 2
     later = falling if schedule == "cosine" else np.ones(40)
-    if warmup == 1:  # a warm-up of one step is none
-        later = (1 + np.cos(np.pi * i / 39)) / 2 if schedule == "cosine" else later
-        warmup = 0
     expected = 0.5 * np.where(i < warmup, growing, later)
     np.testing.assert_allclose(own, expected, atol=1e-5)
 
@@ -45,7 +42,7 @@ def test_later_tasks_may_have_lower_rates():
     for factor in (1.0, 0.25):
         first, second = (
             params_of(r)[scan.name]["params"]["output"]["bias"]
-            for r in train([scan], FRAMES[:2], recipe(num_steps=1, later_rate=factor))
+            for r in train([scan], FRAMES[:2], recipe(num_steps=1, later_factor=factor))
         )
         moved.append(float(jnp.abs(first - second)[0]))
     assert moved[0] == pytest.approx(1e-3, rel=1e-2)
@@ -94,5 +91,5 @@ def test_muon_moves_a_matrix_by_an_orthogonal_one_and_leaves_the_rest_to_adam(na
 def test_moments_are_not_kept_where_there_are_others_than_adams():
     config = make_config("domain_expansion", "siren", "finetune")
     check_config(config | {"keep_optimiser": True})
-    with pytest.raises(ConfigError, match=r"keep_optimiser .* muon_rate 0"):
+    with pytest.raises(ConfigError, match=r"keep_optimiser = True needs config\.muon_rate = 0"):
         check_config(config | {"keep_optimiser": True, "muon_rate": 5e-3})

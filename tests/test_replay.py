@@ -34,15 +34,32 @@ def kept_of(strategy, view):
     return np.asarray(memory.index)[np.asarray(memory.weights) > 0]
 
 
-@pytest.mark.parametrize("fraction", [0.03, 0.1, 1.0])
-def test_a_buffer_has_one_voxel_of_each_so_many_and_goes_on_from_task_to_task(fraction):
+@pytest.mark.parametrize("fraction", [0.03, 0.1, 0.3, 0.7, 0.9, 1.0])
+def test_a_buffer_has_one_voxel_of_each_group_and_goes_on_from_task_to_task(fraction):
     field, _ = make("siren")
     two, three = (make_view(field, frames=((0, n),)) for n in (2, 3))
     kept = [kept_of(replay(fraction=fraction), view) for view in (two, three)]
-    strata = np.floor(kept[1] * fraction + 1e-4)
-    np.testing.assert_array_equal(strata, np.arange(len(strata)))
+    first = np.floor(np.arange(len(kept[1]) + 1) / fraction + 1e-6)
+    assert (first[:-1] <= kept[1]).all() and (kept[1] < first[1:]).all()
     assert abs(len(kept[1]) - 3 * VOXELS * fraction) <= 1
     np.testing.assert_array_equal(kept[0], kept[1][kept[1] < 2 * VOXELS])
+
+
+def test_a_large_buffer_of_everything_has_everything():
+    view = make_view(make("siren")[0])._replace(num_indices=2_200_000)
+    memory, _ = replay(fraction=1.0).begin(view, None, {})
+    np.testing.assert_array_equal(memory.index, np.arange(2_200_000))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.7])
+def test_no_voxel_is_asked_that_the_scans_do_not_have(fraction):
+    """Where the last group is not whole; a table answers NaN beyond its end."""
+    for seed in range(6):
+        view = make_view(make("diner")[0])
+        own = view.scan._replace(key=jax.random.key(seed))
+        view = view._replace(num_indices=92, scan=own)
+        memory, _ = replay(fraction=fraction).begin(view, None, {})
+        assert memory.index.max() < 92
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["drawn", "every voxel"])

@@ -22,7 +22,7 @@ def test_the_summary_of_a_matrix_by_hand():
     assert summarise(MATRIX) == {
         "forgetting": ((30 - 26) + (33 - 27)) / 2,
         "backward_transfer": ((26 - 30) + (27 - 33)) / 2,
-        "largest_loss": 33 - 27,
+        "largest_drop": 33 - 27,
         "stability": (26 + 27) / 2,
         "plasticity": (30 + 33 + 31) / 3,
     }
@@ -37,7 +37,7 @@ def test_forgetting_is_since_the_best_time_and_transfer_since_the_first():
 def test_a_score_that_some_tasks_do_not_have_counts_where_it_is():
     image = np.array([[30.0, NAN], [12.0, NAN]])  # PSNR: the second task is a mask
     assert summarise(image) == {
-        "forgetting": 18, "backward_transfer": -18, "largest_loss": 18, "stability": 12,
+        "forgetting": 18, "backward_transfer": -18, "largest_drop": 18, "stability": 12,
         "plasticity": 30,
     }  # fmt: skip
     mask = np.array([[NAN, NAN], [NAN, 0.9]])
@@ -109,3 +109,15 @@ def test_a_gap_is_closed_from_fine_tuning_to_joint_training():
 
     assert rows_of(ends) == {"distillation": pytest.approx(75), "ewc": pytest.approx(0)}
     assert rows_of(["finetune", "distillation"]) == rows_of(["joint", "ewc"]) == {}
+
+
+def test_a_gap_is_of_the_means_of_patients_who_have_all_three_and_only_where_there_is_one():
+    kept, tuned, joint = np.array([[30.0, 24, 28, NAN], [20, 20, 20, 20], [40, 30, 35, 35]])
+    expected = 100 * (10 + 4 + 8) / (20 + 10 + 15)
+    assert statistics.gap_closed(kept, tuned, joint) == pytest.approx(expected)
+    assert np.isnan(statistics.gap_closed(kept, joint, tuned))  # joint training is worse
+    uncertain = np.array([40.0, 19, 20, 20])  # better on the mean alone
+    assert np.isnan(statistics.gap_closed(kept, tuned, uncertain))
+    one = [np.array([value]) for value in (30.0, 20.0, 40.0)]
+    assert statistics.gap_closed(*one) == pytest.approx(50)
+    assert np.isnan(statistics.gap_closed(*(values * NAN for values in one)))

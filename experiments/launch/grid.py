@@ -34,7 +34,7 @@ SHARED = (
     "num_steps", "batch_size", "scans_per_batch", "checkpoint_every_steps", "strict",
     "matmul_precision",
 )  # fmt: skip
-LATER = ("strategy", "later_rate", *STRATEGIES)  # what the first task knows nothing of
+NOT_FIRST = ("strategy", "later_factor", *STRATEGIES)  # what the first task knows nothing of
 
 
 class Cell(NamedTuple):
@@ -160,7 +160,7 @@ def take_finished(
 
 
 def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
-    """The cells that a config asks for, those with the same first task one after the other.
+    """The cells that a config asks for.
 
     Raises:
       ConfigError: for a config of something else, for a word that is none, or if nothing is left.
@@ -189,7 +189,7 @@ def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
             words.override(cell, name, config["overrides"])
             check_config(cell)
             if words.matching([name], wanted):
-                first = json.dumps({k: v for k, v in cell.items() if k not in LATER})
+                first = json.dumps({k: v for k, v in cell.items() if k not in NOT_FIRST})
                 if name not in (cell.name for cell in cells):
                     cells.append(Cell(name, cell, twins.get(first)))
                 twins.setdefault(first, name)

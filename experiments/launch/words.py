@@ -12,7 +12,7 @@ from nfcl_jax.strategies import STRATEGIES
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """The names that one of the patterns is for; all without any."""
+    """The names that one of the patterns is for; all if there is no pattern."""
     patterns = list(patterns) or ["*"]
     return [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
 
@@ -31,7 +31,7 @@ def override(cell: dict[str, Any], name: str, words: str) -> None:
     for word in split_words(words):
         pattern, _, assignment = word.partition(":")
         path, equals, value = assignment.partition("=")
-        known = "*" in pattern or pattern in FIELDS
+        known = "*" in pattern or pattern in (*FIELDS, name)
         if known and not is_for(word, name, cell):
             continue
         *sections, key = path.split(".")
@@ -41,6 +41,11 @@ def override(cell: dict[str, Any], name: str, words: str) -> None:
         one_for_all = path.partition(".")[0] == "data"  # which is read once for the grid
         there = isinstance(inner, dict) and key in inner and not one_for_all
         if not (known and equals and there):
+            if known and equals and sections and sections[0] in STRATEGIES:
+                raise ConfigError(
+                    f"config.overrides: {word!r}: {name} has no {path}; a pattern of its cells "
+                    f"would be right, such as *-{sections[0]}-*:{assignment}."
+                )
             raise ConfigError(
                 f"config.overrides: {word!r} is not FIELD:NAME=VALUE with FIELD one of "
                 f"{', '.join(FIELDS)}, or a pattern of cells with *, and NAME as in the config of "

@@ -96,7 +96,7 @@ def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
             "batch_size",
             "learning_rate",
             "muon_rate",
-            "later_rate",
+            "later_factor",
             "warmup_steps",
             "schedule",
             "field",

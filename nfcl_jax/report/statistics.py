@@ -35,18 +35,29 @@ def backward_transfer(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
     return _mean((matrix[-1] - np.diagonal(matrix))[:-1])
 
 
-def largest_loss(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
-    """Max over tasks e < S of R[e, e] - R[S, e]: what the task lost that lost most since it was
-    learned."""
+def largest_drop(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
+    """Max over tasks e < S of R[e, e] - R[S, e]: the drop, since it was learned, of the task whose
+    score dropped most."""
     lost = (np.diagonal(matrix) - matrix[-1])[:-1]
     present = lost[~np.isnan(lost)]
     return float(np.max(present)) if present.size else float("nan")
 
 
-def gap_closed(kept: float, tuned: float, joint: float) -> float:
-    """(kept - tuned) / (joint - tuned), in percent: how much of what fine-tuning loses and joint
-    training does not a strategy keeps, by a score of the earlier tasks at the end."""
-    return 100 * (kept - tuned) / (joint - tuned) if joint != tuned else float("nan")
+def gap_closed(
+    kept: Float[np.ndarray, " patients"],
+    tuned: Float[np.ndarray, " patients"],
+    joint: Float[np.ndarray, " patients"],
+) -> float:
+    """Where a strategy stands between fine-tuning (0%) and joint training (100%), by a score of the
+    earlier tasks at the end: 100 mean(kept - tuned) / mean(joint - tuned), over patients who have
+    all three. NaN unless joint training is better than fine-tuning by a mean whose 95% interval
+    lies above 0, or for the one patient that there is."""
+    there = np.isfinite(kept) & np.isfinite(tuned) & np.isfinite(joint)
+    gap = (joint - tuned)[there]
+    clear = mean_interval(gap).low > 0 if len(gap) > 1 else (gap > 0).all()
+    if not len(gap) or not clear:
+        return float("nan")
+    return float(100 * np.mean((kept - tuned)[there]) / np.mean(gap))
 
 
 def stability(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
@@ -62,7 +73,7 @@ def plasticity(matrix: Float[np.ndarray, "tasks tasks"]) -> float:
 SUMMARIES = {
     "forgetting": average_forgetting,
     "backward_transfer": backward_transfer,
-    "largest_loss": largest_loss,
+    "largest_drop": largest_drop,
     "stability": stability,
     "plasticity": plasticity,
 }

@@ -14,7 +14,7 @@ from nfcl_jax.scenarios import SCENARIOS, Scenario
 SUMMARY_TITLES = {
     "forgetting": "average forgetting",
     "backward_transfer": "backward transfer",
-    "largest_loss": "largest loss",
+    "largest_drop": "largest drop",
     "stability": "stability",
     "plasticity": "plasticity",
     "gap_closed": "gap closed, %",
@@ -115,9 +115,11 @@ def continual_table(patients: pd.DataFrame) -> pd.DataFrame:
         ends = [stable.get((scenario, field, name, metric)) for name in (BASELINE, "joint")]
         if strategy not in (BASELINE, "joint") and all(end is not None for end in ends):
             three = pd.concat([kept, *ends], axis=1, join="inner")
-            closed = pd.Series([gap_closed(*own) for own in three.to_numpy()])
-            key = (scenario, field, strategy, metric)
-            rows.append(_row_of_summary(dict(zip(where, key, strict=True)), "gap_closed", closed))
+            closed = gap_closed(*three.to_numpy().T)
+            key = dict(zip(where, (scenario, field, strategy, metric), strict=True))
+            scored = int(np.isfinite(three).all(axis=1).sum()) if np.isfinite(closed) else 0
+            same = {"summary": "gap_closed", "patients": len(kept), "scored": scored}
+            rows.append(key | same | {"mean": closed})
     return pd.DataFrame([row for row in rows if row["scored"]])
 
 
@@ -197,9 +199,9 @@ def readable_tables(
             "title": "Continual learning over all tasks",
             "note": "Forgetting: best score so far less the last one. Backward transfer: last "
             "score less that when learned. Both and stability (the last score) are means over the "
-            "earlier tasks; plasticity, the score when learned, over all. Largest loss: of the "
-            "earlier task that lost most since it was learned. Gap closed: how far stability is on "
-            "its way from fine-tuning's to joint training's.",
+            "earlier tasks; plasticity, the score when learned, over all. Largest drop: of the "
+            "earlier task whose score dropped most since it was learned. Gap closed: how far "
+            "stability is on its way from fine-tuning's (0) to joint training's (100).",
             "frame": _readable_continual(continual),
         }
     )
@@ -247,8 +249,8 @@ def _readable_continual(continual: pd.DataFrame) -> pd.DataFrame:
         )
         cell = format_mean(row.metric, row.mean, row.low, row.high)
         if row.summary == "gap_closed":
-            ends = "" if np.isnan(row.low) else f" [{row.low:.0f}, {row.high:.0f}]"
-            cell = f"{row.mean:.0f}{ends}"
+            some = f" ({row.scored} of {row.patients})" if row.scored < row.patients else ""
+            cell = f"{row.mean:.0f}{some}"
         cells[SUMMARY_TITLES[row.summary]] = cell
     return pd.DataFrame(rows.values())
 

@@ -35,9 +35,9 @@ How each strategy fills it:
     adapting       as the strategy that it     the same          state's weight x L       gradient:
     weight         adapts; state: the weight                                              change it
 
-The first task has nothing to keep: no strategy acts in it, and all share its program. A projection
-belongs into `on_update`: Adam divides each direction by its own size, so that what was orthogonal
-before it is not any more.
+A strategy that does nothing after the first 50 steps is refused. The first task has nothing to keep:
+no strategy acts in it, and all share its program. A projection belongs into `on_update`: Adam
+divides each direction by its own size, so that what was orthogonal before it is not any more.
 """
 
 from collections.abc import Callable, Mapping
@@ -161,7 +161,11 @@ def rehearsed(view: TaskView, new: Points, key: Key[Array, ""]) -> tuple[Points,
 
 
 def loss_on_earlier(
-    view: TaskView, asked: Points, outputs: Array, targets: Callable[[Head], Array]
+    view: TaskView,
+    asked: Points,
+    outputs: Array,
+    targets: Callable[[Head], Array],
+    padded: bool = False,
 ) -> Float[Array, ""]:
     """The loss of each earlier head, at those of the points that are on its frames; their sum.
 
@@ -170,11 +174,12 @@ def loss_on_earlier(
       asked: points in the domain of the earlier tasks.
       outputs: the field's there, (points, channels).
       targets: head -> what it should be there, (points, the head's channels).
+      padded: whether points of weight 0 follow, as they do where `asked` is a range.
     """
     total = jnp.zeros(())
     for head, frames in view.earlier:
         first, stop = points.frame_range(frames, view.scan.shape)
         known = (asked.index >= first) & (asked.index < stop)
         loss = head.loss(outputs[:, head.channels], targets(head))
-        total += weighted_mean(loss, asked.weights * known, padded=asked.first is not None)
+        total += weighted_mean(loss, asked.weights * known, padded or asked.first is not None)
     return total

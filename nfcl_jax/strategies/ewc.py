@@ -19,8 +19,8 @@ def ewc(weight: float = 1.0, decay: float = 1.0) -> Strategy:
         F_i = mean over voxels x, and answers y ~ p(y | f_theta(x)), of (d log p(y) / d theta_i)^2,
 
     that of the field's own answers, so that it does not vanish where the field fits its data: for
-    one earlier image the penalty with weight 1 is distillation's loss to the second order, but for
-    what is off the diagonal.
+    one earlier image the penalty with weight 1 is distillation's loss to the second order, except
+    for the terms off the diagonal.
     """
     return quadratic_penalty(weight, decay, likelihood_gradients, jnp.square)
 

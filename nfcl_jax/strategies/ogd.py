@@ -20,14 +20,16 @@ SMALLEST = 1e-6  # of the largest eigenvalue: what is below is rounding
 
 @functools.lru_cache
 def ogd(directions: int = 64, gradients: int = 128) -> Strategy:
-    """Takes from each update u of the optimiser what would change the earlier tasks' outputs:
+    """Takes from each update u of the optimiser what would, to the first order, change the outputs
+    at some voxels of the earlier tasks, as the field was when each of them ended:
 
         u - sum over k of b_k (b_k . u),
 
     where the b_k are an orthonormal basis of the principal directions of the gradients d f(x) /
     d theta at voxels x of the earlier tasks. After each task, `gradients` new ones join what is
-    kept, and of all the `directions` principal ones are kept. These are so many times as many
-    numbers as the field has parameters, in memory and in each checkpoint.
+    kept, and of all the `directions` principal ones are kept: so many times as many numbers as the
+    field has parameters, DINER's table among them, in memory for each scan of a batch and in each
+    checkpoint. Where that is too much, `scans_per_batch` has fewer scans at once.
 
     Adam divides each parameter's step by its own size, so that a gradient that was orthogonal to
     the basis would not stay so: what is projected here is the update that it makes.

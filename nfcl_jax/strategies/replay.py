@@ -2,10 +2,12 @@
 (experience replay; Rolnick et al., NeurIPS 2019)."""
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nfcl_jax import points as grid
@@ -38,7 +40,8 @@ def joint(weight: float = 1.0) -> Strategy:
         weight * mean over x of L(f_theta(x), y(x)),   x uniform in the earlier domain,
 
     with the true values y of each earlier head: distillation from a teacher that is always right.
-    What it ends with is the upper bound for every strategy that keeps less.
+    It is the mark for strategies that keep less, though no strict bound: it takes as many steps,
+    and goes on from the last task's parameters, as they do.
 
     Args:
       weight: the factor, as distillation's.
@@ -54,9 +57,10 @@ def joint(weight: float = 1.0) -> Strategy:
 
 @functools.lru_cache
 def replay(weight: float = 1.0, fraction: float = 0.1) -> Strategy:
-    """The loss of `joint` at some of the earlier voxels alone: one of each 1 / fraction that follow
-    one another, drawn once and for all. Their values are what a run would have to keep; here they
-    are read from the scan, and a checkpoint does not hold them.
+    """The loss of `joint` at some of the earlier voxels alone. Voxels are taken in groups of 1 /
+    fraction that follow one another; of each group one is drawn, the same in every task. The values
+    of these are what would have to be kept. They are read from the scan here; a checkpoint does not
+    hold them.
 
     Args:
       weight: the factor, as distillation's.
@@ -64,13 +68,17 @@ def replay(weight: float = 1.0, fraction: float = 0.1) -> Strategy:
     """
 
     def begin(view: TaskView, params: Params, state: dict):
-        most = -int(-view.num_indices * fraction // 1)
-        key = stream(view.scan.key, "buffer")
-        # A key each, so that no voxel depends on how many there are.
-        place = jax.vmap(lambda j: jax.random.uniform(jax.random.fold_in(key, j)))(jnp.arange(most))
-        index = ((jnp.arange(most) + place) / fraction).astype(jnp.int32)
+        count = math.ceil(view.num_indices * fraction - 1e-6)
+        first = np.floor(np.arange(count + 1) / fraction + 1e-6).astype(np.int32)
+        sizes, key = jnp.asarray(np.diff(first)), stream(view.scan.key, "buffer")
+
+        def place(j, size):  # by a key of its own, so that it does not depend on the count
+            return (jax.random.bits(jax.random.fold_in(key, j)) % size).astype(jnp.int32)
+
+        index = first[:-1] + jax.vmap(place)(jnp.arange(count), sizes.astype(jnp.uint32))
         start, stop = earlier_range(view)
-        return Buffer(index, ((start <= index) & (index < stop)).astype(jnp.float32)), state
+        weights = ((start <= index) & (index < stop)).astype(jnp.float32)
+        return Buffer(jnp.minimum(index, view.num_indices - 1), weights), state
 
     def sample(view: TaskView, state: dict, new: grid.Points, key) -> Sample:
         kept = view.memory
@@ -88,10 +96,14 @@ def replay(weight: float = 1.0, fraction: float = 0.1) -> Strategy:
 
 def _loss_on_data(weight: float):
     def loss(view: TaskView, state: dict, params: Params, sample: Sample, outputs):
+        padded = isinstance(view.memory, Buffer) and len(sample.points.index) == len(
+            view.memory.index
+        )
+
         def taught(head):
             return targets_at(head, view.scan, sample.points)
 
-        return weight * loss_on_earlier(view, sample.points, outputs, taught)
+        return weight * loss_on_earlier(view, sample.points, outputs, taught, padded)
 
     return loss
 
