@@ -35,8 +35,8 @@ How each strategy fills it:
     adapting       as the strategy that it     the same          state's weight x L       gradient:
     weight         adapts; state: the weight                                              change it
 
-A strategy that does nothing after the first 50 steps is refused. The first task has nothing to keep:
-no strategy acts in it, and all share its program. A projection belongs into `on_update`: Adam
+A strategy that does nothing after the first 50 steps is refused. The first task has nothing to
+keep: no strategy acts in it, and all share its program. A projection belongs into `on_update`: Adam
 divides each direction by its own size, so that what was orthogonal before it is not any more.
 """
 
