@@ -151,7 +151,7 @@ def test_an_override_of_a_field_that_is_not_there_is_told_of(
     words = "diner:batch_size=9,siren:batch_size=9,*:huber_delta=2"
     grid.run_grid(small(phantom_root, overrides=words), tmp_path, Console())
     told = capsys.readouterr().out
-    assert "of no cell in this grid: config.overrides=diner:batch_size=9" in told
+    assert "config.overrides of no cell in this grid: diner:batch_size=9" in told
     assert "siren:batch_size" not in told and "huber_delta" not in told
 
 

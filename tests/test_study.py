@@ -46,8 +46,8 @@ def test_what_no_grid_has_is_refused_before_the_first_is_run(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             choices_of(config.to_dict() | {"choices": {"mine": changes}}, tmp_path)
-    config.only = "diner_lecun*, optimiser_kept"
-    chosen = {"diner_lecun", "diner_lecun_warmup", "optimiser_kept"}
+    config.only = "diner_lecun*, diner_optimiser_kept"
+    chosen = {"diner_lecun", "diner_lecun_warmup", "diner_optimiser_kept"}
     assert set(choices_of(config.to_dict(), tmp_path)) == chosen
     config.only = "diner_lecun, dinner_*"
     with pytest.raises(ConfigError, match=r"only: no choice 'dinner_\*'; there are as_shipped, "):

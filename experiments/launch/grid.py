@@ -78,9 +78,13 @@ def _run_grid(config, cells: list[Cell], workdir: Path, console: Console, others
     for name, other in take_finished(cells, workdir, others):
         console.print(f"taken from {other}: {name}", markup=False)
     refuse_other_cells(cells, workdir, cohort)
-    for word in split_words(config["overrides"]):
-        if not any(words.is_for(word, cell.name, cell.config) for cell in cells):
-            console.print(f"of no cell in this grid: config.overrides={word}", markup=False)
+    idle = [
+        word
+        for word in split_words(config["overrides"])
+        if not any(words.is_for(word, cell.name, cell.config) for cell in cells)
+    ]
+    if idle:
+        console.print(f"config.overrides of no cell in this grid: {', '.join(idle)}", markup=False)
     save_shown(workdir, [scan for s in scans.values() for scan in s], shown)
     with log_to_screen(console, logging.WARNING), stopping() as asked_to_stop:
         failed = run_cells(cells, cohort, workdir, console, asked_to_stop)

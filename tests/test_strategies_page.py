@@ -1,0 +1,65 @@
+"""docs/strategies.md: its numbers are those of the runs that are kept beside it."""
+
+import pandas as pd
+from conftest import REPOSITORY
+
+from nfcl_jax.fields import FIELDS
+from nfcl_jax.report.tables import markdown
+
+PATIENTS = ["patient001", "patient061"]
+RUNS = {"paper": "paper's", "recommended": "recommended"}
+
+
+def matrix(run, scenario, field, metric):
+    """Each patient's scores, by the learned and the scored task."""
+    name = f"{scenario}-{field}-distillation-seed0"
+    rows = pd.read_csv(REPOSITORY / f"docs/reproduction/{run}/cells/{name}/metrics.csv")
+    rows = rows[rows["patient"].isin(PATIENTS) & (rows["metric"] == metric)]
+    place = ["trained_task", "evaluated_task"]
+    table = rows.pivot_table(index="patient", columns=place, values="value")
+    assert list(table.index) == PATIENTS
+    return table
+
+
+def row_of(run, scenario, field):
+    psnr = matrix(run, scenario, field, "psnr")
+    last = max(task for task, _ in psnr.columns)
+    earlier = [task for task in range(1, last + 1) if (task, task) in psnr and task < last]
+    drop = max((psnr[task, task] - psnr[last, task]).max() for task in earlier)
+    kept = f"{psnr[1, 1].mean():.1f} → {psnr[last, 1].mean():.1f}"
+    if scenario == "domain_expansion":
+        new = {"last frame": f"{psnr[last, last].mean():.1f}"}
+    else:
+        new = {"DSC": f"{matrix(run, scenario, field, 'dsc')[last, last].mean():.2f}"}
+    first = "first frame" if scenario == "domain_expansion" else "image"
+    row = {"field": FIELDS[field].title, "recipe": RUNS[run]}
+    return row | {first: kept} | new | {"largest drop": f"{drop:.1f}"}
+
+
+def tables():
+    found = []
+    for scenario in ("domain_expansion", "signal_expansion"):
+        rows = [row_of(run, scenario, field) for field in FIELDS for run in RUNS]
+        found.append(markdown(pd.DataFrame(rows)))
+    return "\n\n".join(found)
+
+
+def test_the_tables_of_the_recipe_are_those_of_its_runs():
+    page = (REPOSITORY / "docs/strategies.md").read_text()
+    for table in tables().split("\n\n"):
+        assert table in page
+
+
+def test_the_readme_says_what_the_recipe_reaches():
+    psnr = {run: matrix(run, "domain_expansion", "siren", "psnr") for run in RUNS}
+    drops = []
+    for field in ("pe_relu", "siren", "finer"):
+        own = matrix("recommended", "domain_expansion", field, "psnr")
+        drops += [(own[task, task] - own[4, task]).max() for task in (1, 2, 3)]
+    ends = [psnr[run][4, 1].mean() for run in ("recommended", "paper")]
+    words = (
+        f"no earlier frame of a field that takes coordinates then drops by more than "
+        f"{max(drops):.1f} dB, and SIREN's first frame ends at {ends[0]:.1f} dB instead of "
+        f"{ends[1]:.1f}"
+    )
+    assert words in " ".join((REPOSITORY / "README.md").read_text().split())
