@@ -57,18 +57,16 @@ def test_the_tables_can_be_recomputed_from_metrics_csv(made_up):
         where = (last, row["evaluated_task"], row["metric"])
         kept, lost = (expected[row["scenario"], row["field"], s, *where] for s in STRATEGIES[::-1])
         assert float(row["difference"]) == pytest.approx(np.mean([kept[p] - lost[p] for p in kept]))
-        differences = np.round([kept[p] - lost[p] for p in kept], 9)
-        low, high = mean_interval(differences)
-        assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high))
+        ends = mean_interval(np.round([kept[p] - lost[p] for p in kept], 9))
+        assert [float(row["low"]), float(row["high"])] == pytest.approx([*ends])
     continual = [row for row in rows if row["table"] == "continual" and row["metric"] == "psnr"]
     assert len(continual) == 4 * 2 * 2 * 5
     for row in continual:
         last = 4 if row["scenario"] == "domain_expansion" else 2
 
         def each(pairs, key=tuple(row[name] for name in names)):
-            """Of tasks and patients; a mask has no PSNR."""
             found = [expected.get((*key, str(s), str(e), "psnr")) for s, e in pairs]
-            return np.array([list(own.values()) for own in found if own])
+            return np.array([list(own.values()) for own in found if own])  # a mask has no PSNR
 
         learned = each([(e, e) for e in range(1, last + 1)])
         end = each([(last, e) for e in range(1, last)])
