@@ -200,8 +200,9 @@ def readable_tables(
             "note": "Forgetting: best score so far less the last one. Backward transfer: last "
             "score less that when learned. Both and stability (the last score) are means over the "
             "earlier tasks; plasticity, the score when learned, over all. Largest drop: of the "
-            "earlier task whose score dropped most since it was learned. Gap closed: how far "
-            "stability is on its way from fine-tuning's (0) to joint training's (100).",
+            "earlier task whose score dropped most since it was learned. Gap closed, where there "
+            "is joint training: how far stability is on its way from fine-tuning's (0) to its "
+            "(100).",
             "frame": _readable_continual(continual),
         }
     )
@@ -252,7 +253,10 @@ def _readable_continual(continual: pd.DataFrame) -> pd.DataFrame:
             some = f" ({row.scored} of {row.patients})" if row.scored < row.patients else ""
             cell = f"{row.mean:.0f}{some}"
         cells[SUMMARY_TITLES[row.summary]] = cell
-    return pd.DataFrame(rows.values())
+    table = pd.DataFrame(rows.values())
+    closed = SUMMARY_TITLES["gap_closed"]
+    idle = closed in table and (table[closed] == "-").all()
+    return table.drop(columns=closed) if idle else table
 
 
 def markdown(frame: pd.DataFrame) -> str:
