@@ -71,6 +71,13 @@ def frame_range(
     return frames[0] * voxels, frames[1] * voxels
 
 
+def covering_range(
+    frames: Int[Array, "ranges 2"], shape: Int[Array, " axes"]
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """The `frame_range` from the first of several ranges of frames to the last."""
+    return frame_range(jnp.stack([frames[:, 0].min(), frames[:, 1].max()]), shape)
+
+
 def sample_points(
     key: Key[Array, ""], num_points: int, start: Int[Array, ""], stop: Int[Array, ""]
 ) -> Points:

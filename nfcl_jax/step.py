@@ -195,8 +195,7 @@ def view_of(
     """What the strategy sees; None if it does nothing."""
     if not static.strategy.acts:
         return None
-    first, last = task.earlier_frames[:, 0].min(), task.earlier_frames[:, 1].max()
-    start, stop = grid.frame_range(jnp.stack([first, last]), scan.shape)
+    start, stop = grid.covering_range(task.earlier_frames, scan.shape)
     num_indices = static.num_earlier_frames * static.num_voxels
     return TaskView(
         field=static.field,
@@ -270,18 +269,13 @@ def penalty_share(
         share = optax.tree.norm(penalty) / optax.tree.norm(fit)
         return PenaltyShare(losses.penalty / losses.fit, share, alive)
     view, change = view_of(static, own.scan, steps.task, own.memory), optimiser(static)
-    update, _ = change.update(fit, state.opt_state, params)
-    still = optax.tree.norm(update) == 0  # at the end of a cosine
     changed, of_strategy = fit, state.strategy
     if strategy.on_gradient:
         changed, of_strategy = strategy.on_gradient(view, of_strategy, params, fit, losses)
-    update, changed = (
-        jax.tree.map(lambda u, g: jnp.where(still, g, u), after, before)
-        for after, before in (
-            (update, fit),
-            (change.update(changed, state.opt_state, params)[0], changed),
-        )
-    )
+    gradients = fit, changed
+    updates = tuple(change.update(own, state.opt_state, params)[0] for own in gradients)
+    still = optax.tree.norm(updates[0]) == 0  # at the end of a cosine gradients stand for them
+    update, changed = jax.tree.map(lambda u, g: jnp.where(still, g, u), updates, gradients)
     if strategy.on_update:
         changed, _ = strategy.on_update(view, of_strategy, params, changed, losses)
     share = optax.tree.norm(optax.tree.sub(changed, update)) / optax.tree.norm(update)

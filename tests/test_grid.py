@@ -183,7 +183,11 @@ def test_cells_can_be_chosen(tmp_path):
     [
         ("fields", "siren,wire", "config.fields must be of pe_relu, siren"),
         ("strategies", "", "config.strategies names none"),
-        ("strategies", "hope", "config.strategies must be of finetune, distillation, joint"),
+        (
+            "strategies",
+            "hope",
+            "config.strategies must be of finetune, distillation, joint, replay, ewc, mas, ogd",
+        ),
         ("strategies", "ewc:wait=3", "as in distillation:weight=10, got 'ewc:wait=3'"),
         ("strategies", "ewc:weight=much", "'ewc:weight=much': could not convert"),
         ("seeds", "zero", "config.seeds must be numbers"),

@@ -10,6 +10,7 @@ from test_strategies import IMAGE, NEW, SHAPE, VOXELS, loss_of, make, make_view
 from nfcl_jax import points as grid
 from nfcl_jax.params import evaluate
 from nfcl_jax.scenarios import MASK
+from nfcl_jax.strategies.distillation import Teacher, distillation
 from nfcl_jax.strategies.replay import joint, replay
 
 
@@ -97,8 +98,6 @@ def test_more_of_the_earlier_data_keeps_more_of_the_image(name, tasks, batch_siz
 
 def test_joint_training_is_distillation_from_a_teacher_that_is_right():
     """The gradient is the same where the teacher's answers are the data."""
-    from nfcl_jax.strategies.distillation import Teacher, distillation
-
     field, params = make("siren", channels=1)
     view = make_view(field)
     exact = Teacher(None, view.scan.intensities[:, None])

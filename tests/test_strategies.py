@@ -155,5 +155,7 @@ def test_equal_constants_give_one_object_so_that_programs_are_found_again():
 def test_a_scenario_has_its_own_weight_of_distillation():
     weights = [constants("distillation", scenario)["weight"] for scenario in SCENARIOS.values()]
     assert weights == [1.0, 10.0]
-    with pytest.raises(ValueError, match=r"'replays'.*finetune, distillation, joint"):
+    with pytest.raises(
+        ValueError, match=r"'replays'.*finetune, distillation, joint, replay, ewc, mas, ogd"
+    ):
         constants("replays", SCENARIOS["domain_expansion"])

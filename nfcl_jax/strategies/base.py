@@ -147,13 +147,6 @@ class StrategyKind(NamedTuple):
     refuse: Callable[..., str] = lambda constants, field, tasks: ""
 
 
-def earlier_range(view: TaskView) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """First flat index of the earlier tasks' frames, and the one after the last."""
-    frames = jnp.stack([domain.frames for domain in view.earlier])
-    ends = jnp.stack([frames[:, 0].min(), frames[:, 1].max()])
-    return points.frame_range(ends, view.scan.shape)
-
-
 def rehearsed(view: TaskView, new: Points, key: Key[Array, ""]) -> tuple[Points, bool]:
     """Points of the earlier domain for one step, and whether they are the new task's: where each
     step asks every voxel of both."""

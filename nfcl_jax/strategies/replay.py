@@ -1,4 +1,4 @@
-"""Earlier data beside the new: all of it (joint training, the upper bound), or a part of it
+"""Earlier data beside the new: all of it (joint training), or a part of it
 (experience replay; Rolnick et al., NeurIPS 2019)."""
 
 import functools
@@ -20,7 +20,6 @@ from nfcl_jax.strategies.base import (
     Strategy,
     StrategyKind,
     TaskView,
-    earlier_range,
     loss_on_earlier,
     rehearsed,
 )
@@ -52,7 +51,7 @@ def joint(weight: float = 1.0) -> Strategy:
         inputs = None if own else field_inputs(view.field, drawn.index, view.scan.shape)
         return Sample(inputs, drawn, None)
 
-    return Strategy(sample=sample, loss=_loss_on_data(weight), cost=2.0)
+    return Strategy(sample=sample, loss=_loss_on_data(weight, padded=False), cost=2.0)
 
 
 @functools.lru_cache
@@ -76,7 +75,8 @@ def replay(weight: float = 1.0, fraction: float = 0.1) -> Strategy:
             return (jax.random.bits(jax.random.fold_in(key, j)) % size).astype(jnp.int32)
 
         index = first[:-1] + jax.vmap(place)(jnp.arange(count), sizes.astype(jnp.uint32))
-        start, stop = earlier_range(view)
+        frames = jnp.stack([domain.frames for domain in view.earlier])
+        start, stop = grid.covering_range(frames, view.scan.shape)
         weights = ((start <= index) & (index < stop)).astype(jnp.float32)
         return Buffer(jnp.minimum(index, view.num_indices - 1), weights), state
 
@@ -91,15 +91,11 @@ def replay(weight: float = 1.0, fraction: float = 0.1) -> Strategy:
             drawn = grid.Points(kept.index[chosen.index], chosen.weights)
         return Sample(field_inputs(view.field, drawn.index, view.scan.shape), drawn, None)
 
-    return Strategy(begin, sample, _loss_on_data(weight), cost=2.0)
+    return Strategy(begin, sample, _loss_on_data(weight, padded=True), cost=2.0)
 
 
-def _loss_on_data(weight: float):
+def _loss_on_data(weight: float, padded: bool):
     def loss(view: TaskView, state: dict, params: Params, sample: Sample, outputs):
-        padded = isinstance(view.memory, Buffer) and len(sample.points.index) == len(
-            view.memory.index
-        )
-
         def taught(head):
             return targets_at(head, view.scan, sample.points)
 
