@@ -132,7 +132,8 @@ assert jax.device_count() == 4
 results = list(learn(cohort(), FRAMES[:2], distilled(scans_per_batch=0), device_mesh()))
 print(json.dumps([s.value for s in results[1].scores]))
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags}
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=environment,

@@ -58,7 +58,8 @@ def test_importance_is_the_fisher_information_by_explicit_jacobians(name, head, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7), own, expected)
 
 
-def test_the_loss_is_its_equation_and_importances_add_up_while_the_output_grows():
+def test_the_loss_is_its_equation_and_importances_add_up_while_the_output_grows(monkeypatch):
+    monkeypatch.setattr(importance, "NUM_POINTS", 64)
     field, first = make("siren", channels=1)
     grown, second = make("siren", channels=5, seed=1)
     strategy = ewc.ewc(weight=3.0)
@@ -104,7 +105,8 @@ def test_mas_is_the_mean_size_of_the_derivatives_of_the_answers_length(head, mon
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7), own, expected)
 
 
-def test_a_decay_takes_from_the_older_importances():
+def test_a_decay_takes_from_the_older_importances(monkeypatch):
+    monkeypatch.setattr(importance, "NUM_POINTS", 64)
     field, params = make("siren", channels=1)
     bias = {}
     for decay in (1.0, 0.25):

@@ -32,7 +32,8 @@ KEPT_PSNR = {
     "domain_expansion": {"pe_relu": 20, "siren": 22, "finer": 18, "diner": 41},
     "signal_expansion": {"pe_relu": 18, "siren": 24, "finer": 20, "diner": 29},
 }
-LATER = [("domain_expansion", "pe_relu"), ("signal_expansion", "finer")]  # with --slow
+# With --slow.
+LATER = [(s, f) for s in SCENARIOS for f in ("pe_relu", "finer")]
 MASK_DSC = {"pe_relu": 0.2, "siren": 0.85, "finer": 0.8, "diner": 0.89}
 
 
