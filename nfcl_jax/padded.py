@@ -33,6 +33,11 @@ def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
     return jax.random.fold_in(key, stable_hash(name))
 
 
+def scan_key(seed: int, name: str) -> Key[Array, ""]:
+    """A scan's key, by its name."""
+    return stream(jax.random.key(seed), name)
+
+
 def padded_size(size: int) -> int:
     """`size` rounded up by at most an eighth, to one of eight sizes per power of two, so that
     batches of similar scans share compiled programs."""
@@ -51,13 +56,12 @@ def stack_scans(scans: Sequence[Scan], num_voxels: int, seed: int) -> PaddedScan
         values[: volume.size] = volume.ravel()
         return values
 
-    root = jax.random.key(seed)
     has_labels = scans[0].labels is not None
     return PaddedScan(
         intensities=jnp.stack([flat(scan.intensities, np.float32) for scan in scans]),
         labels=jnp.stack([flat(scan.labels, np.int32) for scan in scans]) if has_labels else None,
         shape=jnp.array([scan.shape for scan in scans], jnp.int32),
-        key=jnp.stack([stream(root, scan.name) for scan in scans]),
+        key=jnp.stack([scan_key(seed, scan.name) for scan in scans]),
     )
 
 

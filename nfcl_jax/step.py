@@ -54,14 +54,7 @@ def start_task(
     grown where the task needs more channels. So is the optimiser, unless Adam's moments are given.
     """
     params, of_strategy, moments = state
-    key = stream(jax.random.fold_in(scan.key, task.number), "init")
-    fresh = init_params(static.field, key, axes=scan.shape.size)
-    if params is None:
-        params = fresh
-    # A copy, because the state's buffers are donated to each step and a teacher's are not.
-    params = jax.tree.map(jnp.copy, params)
-    if num_output_channels(params) < static.field.channels:
-        params = grow_output(params, fresh)
+    params = begun(static.field, params, scan.key, task.number, scan.shape.size)
     start, _ = grid.frame_range(task.frames, scan.shape)
     _, learning, _ = learning_part(static, params, start)
     of_optimiser = optimiser(static).init(learning)
@@ -70,6 +63,21 @@ def start_task(
         grown = {k: pad_output(moments[k], static.field.channels) for k in ("mu", "nu")}
         of_optimiser = (adam._replace(count=moments["count"], **grown), *schedule)
     return TrainState(params, of_optimiser, of_strategy)
+
+
+def begun(
+    field: nn.Module,
+    params: Params | None,
+    key: Key[Array, ""],
+    number: int | Int[Array, ""],
+    axes: int,
+) -> Params:
+    """A field's parameters as task `number` begins, from what the last task left, or None; `key` is
+    the scan's. What is new, is drawn the same wherever this is asked."""
+    fresh = init_params(field, stream(jax.random.fold_in(key, number), "init"), axes)
+    # A copy, because the state's buffers are donated to each step and a teacher's are not.
+    params = jax.tree.map(jnp.copy, fresh if params is None else params)
+    return params if num_output_channels(params) == field.channels else grow_output(params, fresh)
 
 
 def fit_steps(

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from made_up import COHORT, write_grid
+from made_up import COHORT, write_grid, write_run
 
 from nfcl_jax.report import claims
 from nfcl_jax.report.report import write_report
@@ -28,6 +28,37 @@ def test_every_claim_can_hold(made_up):
     verdicts = {name: claim["verdict"] for name, claim in judged(made_up).items()}
     assert verdicts.pop("C10") == "not tested"
     assert set(verdicts.values()) == {"holds"}, verdicts
+
+
+def write_ewc(workdir, **weights):
+    """Runs with EWC: by weight, what the first frame has lost and the last one lacks, in dB."""
+    learned = {"siren": 33, "finer": 32, "diner": 40}
+    for field, value in learned.items():
+        for weight, (forgotten, lacking) in weights.items():
+
+            def change(*key, value=value, forgotten=forgotten, lacking=lacking):
+                *_, patient, trained, evaluated, metric = key
+                lost = forgotten if trained == 4 and evaluated == 1 else 0
+                lost = lacking if trained == evaluated == 4 else lost
+                return (
+                    value - lost + 0.01 * (COHORT.index(patient) % 5) if metric == "psnr" else 0.5
+                )
+
+            given = {"change": change, "patients": COHORT, "weight": float(weight[1:])}
+            folder = workdir / f"cells/domain_expansion-{field}-ewc_{weight}-seed0"
+            write_run(folder, "domain_expansion", field, "ewc", **given)
+
+
+def test_ewc_prevents_forgetting_only_if_one_weight_keeps_the_first_and_learns_the_last(tmp_path):
+    weights = {"w1": (12, 0.2), "w100": (5, 4), "w10000": (0.5, 9)}
+    write_ewc(write_grid(tmp_path / "a", patients=COHORT), **weights)
+    found = judged(tmp_path / "a")["C10"]
+    assert found["verdict"] == "holds"
+    assert [value["mean"] for value in found["values"]] == pytest.approx([5, 5, 5], abs=0.05)
+    write_ewc(write_grid(tmp_path / "b", patients=COHORT), **weights | {"w1000": (1, 2)})
+    assert judged(tmp_path / "b")["C10"]["verdict"] == "does not hold"
+    # The best weight is the same for all patients.
+    assert judged(tmp_path / "b")["C10"]["values"][0]["mean"] == pytest.approx(2, abs=0.05)
 
 
 # For each claim a change of one score after which it does not hold any more.

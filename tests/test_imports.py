@@ -17,6 +17,7 @@ ORDER = [
     "report.claims",
     "report.figures", "report.shown", "report.panels", "report.viewer", "report.page",
     "report.report", "report.study",
+    "analysis.tangent", "analysis.spectrum", "analysis.forgetting", "analysis.summary",
     "run_log", "runner",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "nfcl_jax"

@@ -9,6 +9,7 @@
 Every fault is a `DataError` that names the file, what is wrong and what would be right.
 """
 
+import dataclasses
 import functools
 import os
 import re
@@ -98,7 +99,7 @@ def read_info(folder: Path) -> dict[str, str]:
 
 
 def read_image(folder: Path, image: str, num_frames: int) -> Scan:
-    """One image of a patient: "cine", with so many of its frames, "ED" or "ES".
+    """One image of a patient: "cine", with so many of its frames, "ED", "ES", or both: "phases".
 
     Raises:
       DataError: as `read_cine` and `read_phase`, or for another image.
@@ -107,8 +108,12 @@ def read_image(folder: Path, image: str, num_frames: int) -> Scan:
         raise DataError(f"{folder}: a link to {os.readlink(folder)}, where there is no folder.")
     if image == "cine":
         return read_cine(folder, num_frames)
+    if image == "phases":
+        return read_phases(folder)
     if image not in PHASES:
-        raise DataError(f"{folder}: ACDC has no image {image!r}; there are cine, ED and ES.")
+        raise DataError(
+            f"{folder}: ACDC has no image {image!r}; there are cine, ED, ES and phases."
+        )
     return read_phase(folder, image)
 
 
@@ -194,6 +199,32 @@ def read_phase(folder: Path, phase: str) -> Scan:
         intensity_range=range_of(volume.data),
         cine_range=functools.partial(_range_of_cine, folder),
         warnings=warnings,
+    )
+
+
+def read_phases(folder: Path) -> Scan:
+    """A patient's end-diastolic and end-systolic image as two frames, scaled together to [0, 1],
+    with their masks.
+
+    Raises:
+      DataError: as `read_phase`, or if the two are on different grids.
+    """
+    first, second = scans = [read_phase(folder, phase) for phase in PHASES]
+    if first.shape != second.shape or not np.allclose(first.affine, second.affine, atol=1e-3):
+        raise DataError(
+            f"{folder}: ED and ES have grids of {first.shape} and {second.shape} voxels, or other "
+            "affines; one grid would be right."
+        )
+    scale = [(np.ptp(s.intensity_range), s.intensity_range[0]) for s in scans]
+    values = np.concatenate([s.intensities * m + b for s, (m, b) in zip(scans, scale, strict=True)])
+    return dataclasses.replace(
+        first,
+        image="phases",
+        intensities=scale_intensities(values),
+        labels=np.concatenate([s.labels for s in scans]),
+        frame_numbers=first.frame_numbers + second.frame_numbers,
+        intensity_range=range_of(values),
+        warnings=first.warnings + second.warnings,
     )
 
 

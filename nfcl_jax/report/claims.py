@@ -165,11 +165,22 @@ def c9(scores):
 
 
 def c10(scores):
-    for f in FIELDS:
-        kept = first_at_end(scores, DOMAIN, f, "ewc")
-        gained = kept - first_at_end(scores, DOMAIN, f, BASELINE)
-        what = f"{field_title(f)}: PSNR that EWC adds to the first frame"
-        yield below(what, gained, SUBSTANTIAL, DB)
+    for f in ("siren", "finer", "diner"):  # which forget, as C1 has it
+        tried = [s for g, s in scores.of(DOMAIN) if g == f and s.split(", ")[0] == "ewc"]
+        costs = [worse_of_both(scores, f, s) for s in tried or ["ewc"]]
+        least = min(costs, key=lambda cost: cost.mean() if cost.notna().all() else float("inf"))
+        what = f"{field_title(f)}: PSNR lost with EWC at its best weight, first frame or last"
+        yield above(what, least, SUBSTANTIAL, DB)
+
+
+def worse_of_both(scores, field, strategy):
+    """What the first frame has lost since it was learned, or the last one lacks against
+    fine-tuning: whichever is more, in each patient."""
+    forgotten = first_when_learned(scores, DOMAIN, field, strategy)
+    forgotten = forgotten - first_at_end(scores, DOMAIN, field, strategy)
+    not_learned = last_at_end(scores, DOMAIN, field, BASELINE)
+    not_learned = not_learned - last_at_end(scores, DOMAIN, field, strategy)
+    return pd.concat([forgotten, not_learned], axis=1).max(axis=1, skipna=False)
 
 
 CLAIMS = (
@@ -247,7 +258,8 @@ CLAIMS = (
     Claim(
         "C10",
         "Elastic weight consolidation does not prevent the forgetting.",
-        f"EWC adds less than {SUBSTANTIAL:g} dB to the first frame of every field.",
+        f"Of SIREN, FINER and DINER, at whichever weight is best, the first frame loses more than "
+        f"{SUBSTANTIAL:g} dB with EWC, or the last one ends as much below fine-tuning's.",
         c10,
     ),
 )

@@ -53,7 +53,7 @@ def earlier_against_last(scores: Scores, scenario: str) -> Figure:
                 x = scores.seen(*key, 0, metric).dropna()
                 each = [scores.seen(*key, task, metric) for task in earlier]
                 y = pd.concat(each, axis=1).mean(axis=1, skipna=False).dropna()
-                _cross(axes, x, y, _marker(field, fills[strategy]))
+                _cross(axes, x, y, marker(field, fills[strategy]))
                 ends += [*x, *y]
             low, high = _limits(ends)
             axes.plot([low, high], [low, high], color="#999999", linewidth=1, zorder=0)
@@ -93,7 +93,7 @@ def first_and_last(scores: Scores, scenario: str) -> Figure:
             for field, strategy in scores.of(scenario):
                 values = scores.seen(scenario, field, strategy, 0, number, metric).dropna()
                 offset = (strategies.index(strategy) - middle) * 0.68 / len(strategies)
-                style = _marker(field, fills[strategy])
+                style = marker(field, fills[strategy])
                 _column(axes, fields.index(field) + offset, values, style)
             for place, field in enumerate(fields) if number else ():
                 before = scores.seen(scenario, field, BASELINE, 1, 1, metric).mean()
@@ -147,6 +147,30 @@ def task_matrix(scores: Scores, scenario: str) -> Figure:
     return figure
 
 
+def over_tasks(scores: Scores, scenario: str) -> Figure:
+    """The first metric of the first task over the number of tasks that were learned: the mean and,
+    shaded, its interval."""
+    tasks = SCENARIOS[scenario].tasks(1.0)
+    metric, numbers = metrics_of(tasks[0].head.kind)[0], range(1, len(tasks) + 1)
+    fields, fills = _fields(scores, scenario), _fills(_strategies(scores, scenario))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.2 * len(fields) + 0.5, 3.6), layout="constrained")
+        panels = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
+        for axes, field in zip(panels, fields, strict=True):
+            for strategy in [s for f, s in scores.of(scenario) if f == field]:
+                each = [scores.seen(scenario, field, strategy, n, 1, metric) for n in numbers]
+                means, ends = [e.mean() for e in each], [mean_interval(e.to_numpy()) for e in each]
+                style = marker(field, fills[strategy]) | {"linestyle": "-"}
+                axes.plot(numbers, means, **style, markersize=5, lw=1.2)
+                axes.fill_between(numbers, *zip(*ends, strict=True), color=style["color"],
+                                  alpha=0.12, lw=0)  # fmt: skip
+            axes.set_title(field_title(field), fontsize=10)
+            axes.set_xlabel("tasks learned")
+        panels[0].set_ylabel(f"{_axis_title(metric)} of {tasks[0].name}")
+        _legend(figure, scores, scenario)
+    return figure
+
+
 def _draw_matrix(axes: Axes, matrix: np.ndarray, colours: ScalarMappable, metric: str) -> None:
     axes.imshow(matrix, cmap=colours.cmap, norm=colours.norm)
     for (row, column), value in np.ndenumerate(matrix):
@@ -175,7 +199,7 @@ def series_title(strategy: str) -> str:
     return ", ".join([strategy_title(name), *constants])
 
 
-def _marker(field: str, fill: str) -> dict:
+def marker(field: str, fill: str) -> dict:
     """Open for fine-tuning, full for the first strategy beside it, half for others in turn."""
     look = FIELDS.get(field, Field)
     return {
@@ -229,12 +253,12 @@ def _limits(values: Iterable[float]) -> tuple[float, float]:
 
 def _legend(figure: Figure, scores: Scores, scenario: str, others: Sequence[Line2D] = ()) -> None:
     handles = [
-        Line2D([], [], **_marker(field, "full"), label=field_title(field))
+        Line2D([], [], **marker(field, "full"), label=field_title(field))
         for field in _fields(scores, scenario)
     ]
     strategies = _strategies(scores, scenario)
     for strategy in strategies:
-        style = _marker("", _fills(strategies)[strategy])
+        style = marker("", _fills(strategies)[strategy])
         handles.append(Line2D([], [], **style, label=series_title(strategy)))
     handles += others
     figure.legend(

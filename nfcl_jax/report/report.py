@@ -26,7 +26,8 @@ from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.storage import write_file
 
-FIGURES = ("*_against_last", "*first_and_last", "*task_matrix", "reconstructions_*")
+FIGURES = ("*_against_last", "*first_and_last", "*task_matrix", "*over_tasks", "reconstructions_*")
+MOST_IN_A_MATRIX = 6  # tasks: the numbers in more cells cannot be read
 
 
 def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, Any]]:
@@ -137,11 +138,18 @@ def _figures(
                 f"{what}, after {last.name} was learned: the mean of all earlier tasks against it.",
                 figures.earlier_against_last(scores, name),
             )
-            yield (
-                f"{name}_task_matrix",
-                f"{what}: mean of every task after every task.",
-                figures.task_matrix(scores, name),
-            )
+            if len(SCENARIOS[name].tasks(1.0)) <= MOST_IN_A_MATRIX:
+                yield (
+                    f"{name}_task_matrix",
+                    f"{what}: mean of every task after every task.",
+                    figures.task_matrix(scores, name),
+                )
+            else:
+                yield (
+                    f"{name}_over_tasks",
+                    f"{what}: {first.name} after each task.",
+                    figures.over_tasks(scores, name),
+                )
         else:
             yield (
                 f"{name}_first_and_last",

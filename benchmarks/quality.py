@@ -1,0 +1,136 @@
+"""How long until every task of a patient is as good as the paper's recipe leaves it: that recipe by
+PyTorch, and here the recommended one with as few steps as that takes.
+
+    pip install -e '.[benchmark]'
+    python -m benchmarks.quality --root=/data/ACDC/training --patient=patient001 --out=runs/quality
+
+Writes quality.json and quality.md. Both sides fit, score and save every task; imports are not
+counted, compilation is. The numbers of steps in --steps are tried in turn until one is enough.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from absl import app, flags
+from rich.console import Console
+
+from benchmarks.tables import machine
+from benchmarks.torch_loop import render, voxel_inputs
+from benchmarks.torch_paper import learn
+from configs import paper, recommended
+from experiments.launch.cli import launch
+from experiments.launch.grid import make_cells
+from nfcl_jax.data.cohorts import read_scans
+from nfcl_jax.fields import field_title
+from nfcl_jax.metrics import metrics_of, score
+from nfcl_jax.report.tables import markdown
+from nfcl_jax.run_folder import tasks_of
+from nfcl_jax.runner import Caller, run
+from nfcl_jax.scan import Scan
+from nfcl_jax.scenarios import SCENARIOS, num_frames
+from nfcl_jax.storage import write_file
+
+_ROOT = flags.DEFINE_string("root", None, "the folder of patientNNN folders")
+_PATIENT = flags.DEFINE_string("patient", "patient001", "whose scans are fitted")
+_OUT = flags.DEFINE_string("out", None, "folder for what the benchmark writes")
+_FIELDS = flags.DEFINE_string("fields", "pe_relu,siren,finer", "between commas")
+_SCENARIOS = flags.DEFINE_list("scenarios", list(SCENARIOS), "the sequences of tasks")
+_STEPS = flags.DEFINE_list("steps", ["60", "80", "100", "150", "200", "300", "500"], "per task")
+
+
+def cell_of(recipe: Any, scenario: str, field: str, **changes: Any) -> dict[str, Any]:
+    """The config of one distilled run of a grid."""
+    grid = recipe.get_config()
+    grid.scenarios, grid.fields, grid.strategies = scenario, field, "distillation"
+    words = [grid.overrides, *(f"*:{name}={value}" for name, value in changes.items())]
+    grid.overrides = ",".join(filter(None, words))
+    (cell,) = make_cells(grid.to_dict(), Path())
+    return cell.config
+
+
+def by_torch(scan: Scan, config: dict[str, Any]) -> tuple[float, list[float]]:
+    """Seconds, and the first metric of every task at the end."""
+    started, tasks = time.perf_counter(), tasks_of(config)
+    for number, field in enumerate(learn(scan, config, False, None), start=1):
+        seen = num_frames(tasks[:number])
+        inputs = voxel_inputs(config["field"]["name"], scan.shape)[: seen * scan.num_voxels]
+        answers = render(field, inputs).reshape(seen, *scan.intensities.shape[1:], -1)
+        scores = [score(t, scan, answers)[metrics_of(t.head.kind)[0]] for t in tasks[:number]]
+        torch.save(field.state_dict(), Path(_OUT.value) / f"{number}.pt")
+    return time.perf_counter() - started, scores
+
+
+def by_jax(scan: Scan, config: dict[str, Any], workdir: Path) -> tuple[float, list[float]]:
+    """The same of a run."""
+    started, tasks = time.perf_counter(), tasks_of(config)
+    run(config, [scan], workdir, Caller())
+    seconds = time.perf_counter() - started
+    rows = pd.read_csv(workdir / "metrics.csv")
+    last = rows[rows.trained_task == len(tasks)].set_index(["evaluated_task", "metric"]).value
+    return seconds, [float(last[n, metrics_of(t.head.kind)[0]]) for n, t in enumerate(tasks, 1)]
+
+
+def compare(scan: Scan, scenario: str, field: str) -> list[dict]:
+    """A record of the paper's recipe by PyTorch, and of each number of steps, up to the one that is
+    enough."""
+    seconds, wanted = by_torch(scan, cell_of(paper, scenario, field))
+    same = {"scenario": scenario, "field": field, "scan": scan.name}
+    records = [same | {"by": "PyTorch", "steps": 500, "seconds": seconds, "scores": wanted}]
+    for steps in map(int, _STEPS.value):
+        changes = {"num_steps": steps, "warmup_steps": steps // 10}
+        config = cell_of(recommended, scenario, field, **changes)
+        folder = Path(_OUT.value) / f"{scenario}-{field}-{scan.image}-{steps}"
+        seconds, scores = by_jax(scan, config, folder)
+        enough = all(a >= b for a, b in zip(scores, wanted, strict=True))
+        records.append(same | {"by": "nfcl_jax", "steps": steps, "seconds": seconds,
+                               "scores": scores, "enough": enough})  # fmt: skip
+        if enough:
+            break
+    return records
+
+
+def table(records: list[dict]) -> str:
+    """A row for each field and scenario: the seconds of both, and what every task ends with."""
+    rows = []
+    frame = pd.DataFrame(records)
+    for (scenario, field, scan), own in frame.groupby(["scenario", "field", "scan"], sort=False):
+        theirs, ours = own.iloc[0], own.iloc[-1]
+        ends = [", ".join(f"{s:.4g}" for s in side.scores) for side in (theirs, ours)]
+        rows.append(
+            {
+                "scenario": scenario,
+                "field": field_title(field),
+                "scan": scan,
+                "PyTorch, s": f"{theirs.seconds:.0f}",
+                "nfcl_jax, s": f"{ours.seconds:.0f}" if ours.enough else "not reached",
+                "steps": str(ours.steps),
+                "times as fast": f"{theirs.seconds / ours.seconds:.1f}" if ours.enough else "-",
+                "PyTorch ends with": ends[0],
+                "nfcl_jax": ends[1],
+            }
+        )
+    return markdown(pd.DataFrame(rows))
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    out, console, records = Path(_OUT.value), Console(), []
+    out.mkdir(parents=True, exist_ok=True)
+    for scenario in _SCENARIOS.value:
+        scan = read_scans(_ROOT.value, scenario, [_PATIENT.value])[0]
+        for field in _FIELDS.value.split(","):
+            for record in compare(scan, scenario, field):
+                console.print(record)
+                records.append(record)
+            write_file(out / "quality.json", json.dumps(records, indent=1))
+            write_file(out / "quality.md", f"{machine(with_torch=True)}\n\n{table(records)}\n")
+    console.print(table(records))
+
+
+if __name__ == "__main__":
+    launch(main, required=["root", "out"])
