@@ -9,9 +9,11 @@ import subprocess
 import sys
 
 import nibabel as nib
+import pandas as pd
 import pytest
 from conftest import REPOSITORY
 
+from nfcl_jax.analysis.summary import write_analysis
 from nfcl_jax.report.report import write_report
 from nfcl_jax.report.study import write_study
 
@@ -151,6 +153,15 @@ def test_the_tables_of_sirens_choices_are_those_of_their_runs(tmp_path, without_
         write_report(tmp_path / folder.name)
         parts.append(f"# {folder.name}\n\n" + (tmp_path / folder.name / "tables.md").read_text())
     assert "\n".join(parts) == (REPRODUCTION / "siren.md").read_text()
+
+
+def test_the_tables_of_the_analysis_are_those_of_its_values(tmp_path):
+    frames = [pd.read_csv(REPRODUCTION / f"analysis/{name}.csv") for name in ("overlap", "bands")]
+    tables = (REPRODUCTION / "analysis.md").read_text()
+    assert write_analysis(tmp_path, *frames) == tables
+    page = (REPOSITORY / "docs/analysis.md").read_text()
+    said = set(re.findall(r"-?\b\d+\.\d+\b", page))
+    assert len(said) > 15 and said <= set(re.findall(r"-?\b\d+\.\d+\b", tables))
 
 
 @pytest.mark.slow

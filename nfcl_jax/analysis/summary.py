@@ -129,7 +129,8 @@ def overlap_figure(overlaps: pd.DataFrame) -> Figure:
                 axes.plot(each.share, each.lost, **style, markersize=3.5, alpha=0.3, zorder=1)
                 axes.plot(*each.mean(), **style, markersize=9, zorder=3)
             first, second = SCENARIOS[scenario].tasks(1.0)[:2]
-            axes.set(xlim=(-0.03, 1.03), title=f"{second.name} after {first.name}")
+            axes.set_xlim(0, min(1.03, 1.1 * own.share.max()))
+            axes.set_title(f"{second.name} after {first.name}")
             axes.set_xlabel("share of the first task's tangent features\nwithin the second's")
             axes.set_ylabel("PSNR that the first task loses, dB")
         _legend(figure, overlaps)
@@ -142,7 +143,7 @@ def band_figure(bands: pd.DataFrame) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2.9 * len(panels) + 0.4, 3.6), layout="constrained")
         for axes, ((scenario, strategy), own) in zip(
-            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+            figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True
         ):
             for field, group in own.groupby("field", sort=False):
                 kept = group.groupby("band", sort=False).kept.mean()

@@ -166,7 +166,8 @@ def over_tasks(scores: Scores, scenario: str) -> Figure:
                                   alpha=0.12, lw=0)  # fmt: skip
             axes.set_title(field_title(field), fontsize=10)
             axes.set_xlabel("tasks learned")
-        panels[0].set_ylabel(f"{_axis_title(metric)} of {tasks[0].name}")
+        name, *unit = _axis_title(metric).split(", ")
+        panels[0].set_ylabel(", ".join([f"{name} of {tasks[0].name}", *unit]))
         _legend(figure, scores, scenario)
     return figure
 
