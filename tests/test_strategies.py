@@ -10,7 +10,7 @@ from nfcl_jax.params import evaluate
 from nfcl_jax.scenarios import MASK, SCENARIOS, image_head
 from nfcl_jax.strategies import FINETUNE, STRATEGIES, constants, create_strategy
 from nfcl_jax.strategies.base import Domain, TaskView
-from nfcl_jax.strategies.distillation import distillation
+from nfcl_jax.strategies.distillation import density, detail, distillation
 
 SHAPE = jnp.array((4, 6, 5, 3))
 VOXELS = 90
@@ -138,6 +138,40 @@ def test_shared_points_are_the_new_tasks():
     assert strategy.loss(view, {}, teacher, sample, answers) == pytest.approx(0, abs=1e-9)
     moved = strategy.loss(view, {}, teacher, sample, answers + 0.1)
     assert moved == pytest.approx(0.1**2 / 2, rel=1e-4)
+
+
+def test_detail_is_the_length_of_the_differences_to_the_next_voxels():
+    values = np.random.default_rng(0).uniform(size=(4, 6, 5, 3, 2)).astype(np.float32)
+    square = np.zeros(values.shape[:4])
+    for axis in (1, 2, 3):
+        padded = np.append(values, np.take(values, [-1], axis), axis)
+        square += np.sum(np.diff(padded, axis=axis) ** 2, axis=-1)
+    found = detail(jnp.array(values.reshape(-1, 2)), SHAPE)
+    np.testing.assert_allclose(found, np.sqrt(square).ravel(), rtol=1e-5)
+
+
+def test_detailed_points_are_drawn_by_what_varies_in_the_earlier_domain_alone():
+    """One edge in a flat image: half of the points are beside it, half anywhere."""
+    field, teacher = make("diner", channels=1)
+    outputs = jnp.zeros((4 * VOXELS, 1)).at[VOXELS + 49].set(1.0)
+    chance = density(make_view(field, frames=((1, 3),)), outputs)
+    assert chance.sum() == pytest.approx(1, abs=1e-5)
+    assert (chance[:VOXELS] == 0).all() and (chance[3 * VOXELS :] == 0).all()
+    # Beside the voxel that differs are those before it along each axis, and itself.
+    edge = np.flatnonzero(chance > 1 / (2 * VOXELS))
+    assert set(edge) == {VOXELS + 49 - stride for stride in (0, 1, 3, 15)}
+    flat = density(make_view(field, frames=((1, 3),)), jnp.zeros((4 * VOXELS, 1)))
+    np.testing.assert_allclose(flat[VOXELS : 3 * VOXELS], 1 / (2 * VOXELS), rtol=1e-5)
+
+    strategy = distillation(points="detailed")
+    view, _ = begin(strategy, make_view(field, frames=((1, 3),)), teacher)
+    many = grid.Points(jnp.arange(20_000), jnp.ones(20_000))
+    sample = strategy.sample(view, {}, many, jax.random.key(3))
+    drawn = np.bincount(sample.points.index, minlength=4 * VOXELS) / 20_000
+    expected = density(view, view.memory.outputs)
+    assert np.abs(drawn - expected).max() < 5 * np.sqrt(expected.max() / 20_000)
+    answers = evaluate(field, teacher, sample.points.index, SHAPE)
+    np.testing.assert_allclose(sample.targets, answers, atol=1e-6)
 
 
 def test_fine_tuning_is_the_empty_strategy():

@@ -4,7 +4,8 @@ import functools
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Float
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
 
 from nfcl_jax import points as grid
 from nfcl_jax.checks import POSITIVE, one_of
@@ -26,6 +27,7 @@ class Teacher(NamedTuple):
 
     params: Params | None
     outputs: Float[Array, "voxels channels"] | None
+    cumulative: Float[Array, " voxels"] | None = None  # probability, of "detailed" points
 
 
 @functools.lru_cache
@@ -41,20 +43,24 @@ def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
       weight: the factor lambda.
       points: "voxels" draws x among the voxels seen so far; "continuous" draws x, y and z from
         all of [-1, 1] on the frames seen so far, which DINER cannot be asked; "shared" takes the
-        new task's points, for tasks on the same frames: half the work.
+        new task's points, for tasks on the same frames: half the work; "detailed" draws half of
+        them as "voxels" and half where the teacher's answers vary, see `detail`.
     """
 
     def begin(view: TaskView, params: Params, state: dict):
-        if points != "continuous" and view.num_indices <= view.points_evaluated:
-            field, shape = field_of(view.field, params), view.scan.shape
-            return Teacher(
-                None, render(field, params, shape, view.num_indices, view.stop_index)
-            ), state
-        return Teacher(params, None), state
+        cheaper = points != "continuous" and view.num_indices <= view.points_evaluated
+        if not cheaper and points != "detailed":
+            return Teacher(params, None), state
+        field, shape = field_of(view.field, params), view.scan.shape
+        outputs = render(field, params, shape, view.num_indices, view.stop_index)
+        cumulative = jnp.cumsum(density(view, outputs)) if points == "detailed" else None
+        return Teacher(None, outputs, cumulative), state
 
     def sample(view: TaskView, state: dict, new: grid.Points, key) -> Sample:
         if points == "voxels":
             drawn, shared = rehearsed(view, new, key)
+        elif points == "detailed":
+            drawn, shared = _drawn(view.memory.cumulative, new.index.size, key), False
         else:
             shared = points == "shared"
             drawn = new if shared else view.draw(key)
@@ -79,6 +85,43 @@ def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
     return Strategy(begin, sample, loss, cost=1.0 if points == "shared" else 2.0)
 
 
+def density(view: TaskView, outputs: Float[Array, "voxels channels"]) -> Float[Array, " voxels"]:
+    """The probability with which "detailed" draws each voxel of the earlier domain: half of it the
+    same for all, half in proportion to the sum of their heads' `detail`."""
+    index, total = jnp.arange(len(outputs)), jnp.zeros(len(outputs))
+    anywhere = jnp.zeros(len(outputs), bool)
+    for head, frames in view.earlier:
+        first, stop = grid.frame_range(frames, view.scan.shape)
+        known = (index >= first) & (index < stop)
+        total += known * detail(head.as_targets(outputs[:, head.channels]), view.scan.shape)
+        anywhere |= known
+    # Where nothing varies, all voxels are alike.
+    varied = jnp.where(total.sum() > 0, total, anywhere)
+    return (anywhere / anywhere.sum() + varied / varied.sum()) / 2
+
+
+def detail(
+    values: Float[Array, "voxels channels"], shape: Int[Array, " axes"]
+) -> Float[Array, " voxels"]:
+    """How much the values of a grid vary from a voxel to the next ones along x, y and z: the length
+    of their differences, of all channels together. At the last voxel of an axis, that of the other
+    axes."""
+    index, stride, total = jnp.arange(len(values)), 1, jnp.zeros(len(values))
+    for size in reversed(shape[-3:]):
+        inside = index // stride % size < size - 1
+        beside = values[jnp.minimum(index + stride, len(values) - 1)]
+        total += inside * jnp.sum((beside - values) ** 2, axis=-1)
+        stride *= size
+    return jnp.sqrt(total)
+
+
+def _drawn(cumulative: Float[Array, " voxels"], count: int, key: Key[Array, ""]) -> grid.Points:
+    """Voxels by their cumulative probability, with replacement."""
+    places = jax.random.uniform(key, (count,), maxval=cumulative[-1])
+    index = jnp.searchsorted(cumulative, places, side="right").astype(jnp.int32)
+    return grid.Points(jnp.minimum(index, len(cumulative) - 1), jnp.ones(count))
+
+
 def _refuse(constants, field, tasks) -> str:
     if constants["points"] == "shared" and len({task.frames for task in tasks}) > 1:
         return (
@@ -96,6 +139,6 @@ def _refuse(constants, field, tasks) -> str:
 KIND = StrategyKind(
     "distilled",
     distillation,
-    {"weight": POSITIVE, "points": one_of(["voxels", "continuous", "shared"])},
+    {"weight": POSITIVE, "points": one_of(["voxels", "continuous", "shared", "detailed"])},
     _refuse,
 )
