@@ -148,11 +148,11 @@ def test_the_tables_of_the_reproduction_are_those_of_its_runs(tmp_path, name, wi
 
 def test_the_tables_of_sirens_choices_are_those_of_their_runs(tmp_path, without_figures):
     parts = []
-    for folder in sorted((REPRODUCTION / "siren").iterdir()):
+    for folder in sorted((REPRODUCTION / "others").iterdir()):
         shutil.copytree(folder / "cells", tmp_path / folder.name / "cells")
         write_report(tmp_path / folder.name)
         parts.append(f"# {folder.name}\n\n" + (tmp_path / folder.name / "tables.md").read_text())
-    assert "\n".join(parts) == (REPRODUCTION / "siren.md").read_text()
+    assert "\n".join(parts) == (REPRODUCTION / "others.md").read_text()
 
 
 def test_the_tables_of_the_analysis_are_those_of_its_values(tmp_path):
