@@ -73,7 +73,7 @@ def begun(
     axes: int,
 ) -> Params:
     """A field's parameters as task `number` begins, from what the last task left, or None; `key` is
-    the scan's. What is new, is drawn the same wherever this is asked."""
+    the scan's. New outputs are drawn the same wherever this is called."""
     fresh = init_params(field, stream(jax.random.fold_in(key, number), "init"), axes)
     # A copy, because the state's buffers are donated to each step and a teacher's are not.
     params = jax.tree.map(jnp.copy, fresh if params is None else params)

@@ -1,5 +1,7 @@
 """Tangent kernels against explicit Jacobians, overlaps that are known, and bands of frequency."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +10,19 @@ import pytest
 from test_cli import command
 
 from nfcl_jax.analysis import spectrum, tangent
-from nfcl_jax.analysis.forgetting import analyse
+from nfcl_jax.analysis.forgetting import IN_ITS_PLACE, _as_task_begins, analyse
 from nfcl_jax.analysis.summary import rank_correlation, write_analysis
 from nfcl_jax.analysis.tangent import Tangent
+from nfcl_jax.batching import compile_for, device_mesh
+from nfcl_jax.data.cohorts import read_scans
 from nfcl_jax.errors import ReportError
 from nfcl_jax.fields import FIELDS, create_field, init_params
+from nfcl_jax.fitting import BatchTask, start_batch, task_arguments
 from nfcl_jax.params import evaluate
+from nfcl_jax.records import Learned
+from nfcl_jax.report.results import finished_runs
+from nfcl_jax.run_folder import tasks_of
+from nfcl_jax.runner import recipe_of
 
 SHAPE = (2, 5, 4, 3)
 SIZE = 120
@@ -30,11 +39,11 @@ def small(name, channels=3):
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_kernel_is_that_of_explicit_jacobians(name):
     field, params = small(name)
-    some, others = jnp.array([3, 50, 7]), jnp.array([50, 90])
+    some, others = np.array([3, 50, 7]), np.array([50, 90])
 
     def jacobian(index, channels):
         def outputs(p):
-            return evaluate(field, p, index, jnp.array(SHAPE))[:, channels]
+            return evaluate(field, p, jnp.array(index), jnp.array(SHAPE))[:, channels]
 
         leaves = jax.tree.leaves(jax.jacrev(outputs)(params))
         rows = len(index) * (channels.stop - channels.start)
@@ -99,12 +108,22 @@ def test_bands_add_up_and_a_wave_is_in_its_own():
         assert power[band] == pytest.approx(np.mean(wave**2)), (waves, spectrum.band_names())
 
 
-def test_finished_runs_are_analysed(runs, tmp_path):
+def test_what_has_diverged_has_no_overlap():
+    found = tangent.overlap(features([1, np.nan]), features([1, 0]))
+    assert np.isnan(found.share) and not found.cosines.size
+
+
+@pytest.fixture(scope="module")
+def analysed(runs):
     """A task that starts with new outputs too, and the field that has a table."""
     runs("signal_expansion", "diner", "distillation")
     workdir = runs("domain_expansion", "siren", "distillation").parents[1]
-    overlaps, bands = analyse(workdir)
-    text = write_analysis(tmp_path / "analysis", overlaps, bands)
+    return workdir, *analyse(workdir)
+
+
+def test_finished_runs_are_analysed(analysed, tmp_path):
+    _, overlaps, bands = analysed
+    text = write_analysis(tmp_path, overlaps, bands)
     assert overlaps.share.between(0, 1).all() and set(overlaps.strategy) == {"finetune"}
     siren = overlaps[(overlaps.scenario == "domain_expansion") & (overlaps.field == "siren")]
     assert list(siren.task) == [2, 3, 4]
@@ -113,12 +132,48 @@ def test_finished_runs_are_analysed(runs, tmp_path):
     kept = bands.groupby(["field", "scenario", "strategy"]).kept.mean()
     for field, scenario in (("siren", "domain_expansion"), ("diner", "signal_expansion")):
         assert kept[field, scenario, "distillation"] > kept[field, scenario, "finetune"] + 3
-    assert "| SIREN | frame 2 |" in text and text == (tmp_path / "analysis/analysis.md").read_text()
-    assert {p.suffix for p in (tmp_path / "analysis").iterdir()} == {".csv", ".md", ".png", ".svg"}
-    again = pd.read_csv(tmp_path / "analysis/overlap.csv")
-    assert rank_correlation(again) == pytest.approx(rank_correlation(overlaps))
+    assert {s for _, s, k in kept.index if k == IN_ITS_PLACE} == {"domain_expansion"}
+    assert "| SIREN | frame 2 |" in text and text == (tmp_path / "analysis.md").read_text()
+    files = {f"{name}.{kind}" for name in ("overlap", "bands") for kind in ("csv", "png", "svg")}
+    assert {path.name for path in tmp_path.iterdir()} == files | {"analysis.md"}
+
+
+def test_the_new_outputs_are_those_that_the_run_began_with(analysed, phantom_root):
+    """Which is where the outputs of a mask would be after no step."""
+    workdir, *_ = analysed
+    (run,) = finished_runs([workdir / "cells/signal_expansion-diner-finetune-seed0"])
+    record = run.opened.scans[0]
+    params = _as_task_begins(run, record, 2).params
+    scan = read_scans(phantom_root, "signal_expansion", ["patient001"])[0]
+    task = BatchTask(
+        [scan], 1, tasks_of(run.config), recipe_of(run.config), device_mesh(jax.devices()[:1])
+    )
+    before = Learned(run.opened.params("patient001", 1, record["image"]), {})
+    programs, arguments = compile_for(task.mesh), task_arguments(task)
+    state, _ = start_batch(task, {scan.name: before}, programs, arguments)
+    expected = jax.tree.map(lambda leaf: leaf[0], state.params)["params"]["output"]
+    jax.tree.map(np.testing.assert_array_equal, params["params"]["output"], expected)
+
+
+def test_one_run_and_one_that_was_not_fine_tuned_and_one_without_checkpoints(analysed, tmp_path):
+    workdir, *_ = analysed
+    cell = workdir / "cells/domain_expansion-siren-distillation-seed0"
+    overlaps, bands = analyse(cell)
+    assert len(overlaps) == 0 and set(bands.strategy) == {"distillation"}
+    assert "By frequency" in write_analysis(tmp_path / "one", overlaps, bands)
+    assert not (tmp_path / "one/overlap.csv").exists()
+    shutil.copytree(cell, tmp_path / "two", ignore=shutil.ignore_patterns("task_3"))
+    with pytest.raises(ReportError, match=r"two: lacks checkpoints"):
+        analyse(tmp_path / "two")
     with pytest.raises(ReportError, match=r"no finished run here"):
         analyse(tmp_path)
+
+
+def test_the_correlation_is_of_the_second_task():
+    rows = {"field": list("abc") * 2, "patient": ["p"] * 6, "task": [2] * 3 + [3] * 3}
+    frame = pd.DataFrame(rows | {"share": [1, 2, 3, 9, 8, 7], "lost": [2, 4, 9, 0, 1, 2]})
+    assert rank_correlation(frame, ["field"]) == pytest.approx(1)
+    assert np.isnan(rank_correlation(frame[frame.field != "a"], ["field"]))
 
 
 def test_the_command_says_what_is_missing(tmp_path):

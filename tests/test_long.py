@@ -34,7 +34,7 @@ def test_phases_on_two_grids_are_refused(phantom_root, tmp_path):
     for path in folder.glob(f"*_frame{number:02d}*"):
         scan = nib.load(path)
         nib.save(scan.slicer[:, :-1], path)
-    with pytest.raises(DataError, match=r"ED and ES have grids of .* one grid would be right"):
+    with pytest.raises(DataError, match=r"ED and ES differ in shape .* one grid would be right"):
         read_image(folder, "phases", 2)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import numpy as np
 import pandas as pd
 
@@ -14,13 +13,17 @@ from nfcl_jax.analysis import spectrum, tangent
 from nfcl_jax.errors import ReportError
 from nfcl_jax.fields import Params, create_field
 from nfcl_jax.metrics import metrics_of, predicted
-from nfcl_jax.padded import scan_key, stream
+from nfcl_jax.padded import scan_key, stable_hash
 from nfcl_jax.report.results import BASELINE, NOTHING_TO_SEE, FinishedRun, finished_runs
+from nfcl_jax.run_folder import tasks_of
 from nfcl_jax.scenarios import Task, num_channels
 from nfcl_jax.step import begun
 
-ROWS = 256  # outputs of each task whose derivatives are compared
-RUN = ("scenario", "field", "strategy", "seed")  # columns that say which run a row is of
+ROWS = 256  # outputs of each task, at most, whose derivatives are compared
+RUN = ("scenario", "field", "strategy", "seed")
+OVERLAP = (*RUN, "patient", "image", "task", "share", "largest_cosine", "lost")
+BANDS = (*RUN, "patient", "image", "band", "kept")
+IN_ITS_PLACE = "the last one in its place"  # beside the strategies, in the table of bands
 
 
 class Grown(NamedTuple):
@@ -31,83 +34,86 @@ class Grown(NamedTuple):
 
 
 def analyse(workdir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Of all finished runs below `workdir/cells`, or of the one in `workdir`.
+    """Of all finished runs in `workdir/cells`, or the one in `workdir`, that begin with an image.
 
     Returns:
-      Overlaps: a row for each fine-tuned run, scan and task after the first, as that task begins:
-      RUN, patient, image, task, `share` and `largest_cosine` of `tangent.Overlap` of the first task
-      with it, and `lost`, the decibels of PSNR that the first task loses while it is learned.
-      Bands: a row for each run, scan and band of frequency: RUN, patient, image, band and `kept`,
-      the power of what the first task's output was when it was learned over that of what has
-      become other by the end, in dB.
+      Overlaps, with the columns OVERLAP: a row for each fine-tuned run, scan and task after the
+      first, as that task begins. `share` and `largest_cosine` are those of `tangent.Overlap` of the
+      first task with it, at the same voxels; `lost` is the PSNR, in dB and counted up to
+      NOTHING_TO_SEE, that the first task loses while it is learned. NaN for a field that diverged.
+      Bands, with the columns BANDS: a row for each run, scan and band of frequency. `kept` is the
+      power of the first task's image when it was learned over that of its change by the end, in
+      dB. Where the last task is an image too, there are rows of IN_ITS_PLACE, with the last task's
+      image instead of the first one's at the end.
 
     Raises:
-      ReportError: if there are no finished runs, or two of the same.
+      ReportError: if there are no finished runs with their checkpoints, or two of the same.
       RunError, CheckpointError: if a run's files are damaged.
     """
     folders = [workdir, *sorted((workdir / "cells").glob("*"))]
     runs = finished_runs(f for f in folders if (f / "config.json").is_file())
-    if not runs:
-        raise ReportError(
-            f"{workdir}: no finished run here; the --workdir of a grid would be right."
-        )
     overlaps, bands = [], []
-    for run in runs:
-        label = dict(zip(RUN, (run.config["scenario"], run.field, run.strategy,
-                               run.config["seed"]), strict=True))  # fmt: skip
+    for run in [run for run in runs if tasks_of(run.config)[0].head.kind == "image"]:
+        if len(run.opened.tasks) < len(tasks_of(run.config)):
+            raise ReportError(f"{run.path}: lacks checkpoints; a run with all of them is right.")
+        label = run.config["scenario"], run.field, run.strategy, run.config["seed"]
         for record in run.opened.scans:
-            named = label | {"patient": record["patient"], "image": record["image"]}
+            named = *label, record["patient"], record["image"]
             if run.strategy == BASELINE:
-                overlaps += [named | row for row in _overlaps(run, record)]
-            bands += [named | row for row in _bands(run, record)]
-    return pd.DataFrame(overlaps), pd.DataFrame(bands)
+                overlaps += [(*named, *row) for row in _overlaps(run, record)]
+            bands += [(*named, *row) for row in _bands(run, record)]
+            if run.strategy == BASELINE and tasks_of(run.config)[-1].head.kind == "image":
+                other = *named[:2], IN_ITS_PLACE, *named[3:]
+                bands += [(*other, *row) for row in _bands(run, record, in_its_place=True)]
+    if not bands:
+        raise ReportError(
+            f"{workdir}: no finished run here that begins with an image; the --workdir of a grid "
+            "would be right."
+        )
+    return pd.DataFrame(overlaps, columns=OVERLAP), pd.DataFrame(bands, columns=BANDS)
 
 
-def _overlaps(run: FinishedRun, record: dict) -> Iterator[dict]:
-    tasks, scores = run.scenario.tasks(run.config["huber_delta"]), run.opened.scores
+def _overlaps(run: FinishedRun, record: dict) -> Iterator[tuple[int, float, float, float]]:
+    tasks, scores = tasks_of(run.config), run.opened.scores
     own = scores[(scores.patient == record["patient"]) & (scores.image == record["image"])]
     metric = metrics_of(tasks[0].head.kind)[0]
     first = own[(own.evaluated_task == 1) & (own.metric == metric)].set_index("trained_task").value
     shown = first.clip(upper=NOTHING_TO_SEE)
     for number in range(2, len(tasks) + 1):
-        module, params = _as_task_begins(run, record, number)
-        pair = [_sampled(module, params, tasks[n - 1], record, n) for n in (1, number)]
-        found = tangent.overlap(*pair)
-        yield {
-            "task": number,
-            "share": found.share,
-            "largest_cosine": float(found.cosines[0]),
-            "lost": float(shown[number - 1] - shown[number]),
-        }
+        field = _as_task_begins(run, record, number)
+        pair = tasks[0], tasks[number - 1]
+        count = ROWS // max(task.head.num_channels for task in pair)
+        found = tangent.overlap(*(_sampled(field, task, record, count) for task in pair))
+        cosine = float(found.cosines[0]) if found.cosines.size else float("nan")
+        yield number, found.share, cosine, float(shown[number - 1] - shown[number])
 
 
 def _as_task_begins(run: FinishedRun, record: dict, number: int) -> Grown:
     """With what the last task left, and new outputs drawn as the run drew them."""
-    tasks = run.scenario.tasks(run.config["huber_delta"])[:number]
+    tasks = tasks_of(run.config)[:number]
     params = run.opened.params(record["patient"], number - 1, record["image"])
     module = create_field(run.config["field"], num_channels(tasks), int(np.prod(record["shape"])))
-    key = scan_key(run.config["seed"], f"{record['patient']}/{record['image']}")
+    key = scan_key(run.config["seed"], _name(record))
     return Grown(module, begun(module, params, key, number, axes=len(record["shape"])))
 
 
-def _sampled(module, params, task: Task, record: dict, number: int) -> tangent.Tangent:
-    """The derivatives of a task's outputs at voxels of its frames, drawn once for all runs."""
-    voxels, (start, stop) = int(np.prod(record["shape"][-3:])), task.frames
-    key = stream(jax.random.key(number), f"{record['patient']}/{record['image']}")
-    count = min(ROWS // task.head.num_channels, (stop - start) * voxels)
-    index = jax.random.choice(key, (stop - start) * voxels, (count,), replace=False)
-    channels = task.head.channels
-    return tangent.tangent(module, params, start * voxels + index, channels, tuple(record["shape"]))
+def _sampled(field: Grown, task: Task, record: dict, count: int) -> tangent.Tangent:
+    """The derivatives of a task's outputs on its first frame, at voxels that are the same for all
+    tasks and all runs of a scan."""
+    voxels = int(np.prod(record["shape"][-3:]))
+    drawn = np.random.default_rng(stable_hash(_name(record))).permutation(voxels)[:count]
+    index = (task.frames[0] * voxels + drawn).astype(np.int32)
+    return tangent.tangent(*field, index, task.head.channels, tuple(record["shape"]))
 
 
-def _bands(run: FinishedRun, record: dict) -> Iterator[dict]:
-    tasks = run.scenario.tasks(run.config["huber_delta"])
-    if tasks[0].head.kind != "image":
-        return
-    before, after = (_output(run, record, n, tasks[0]) for n in (1, len(tasks)))
+def _bands(run: FinishedRun, record: dict, in_its_place: bool = False):
+    tasks = tasks_of(run.config)
+    before = _output(run, record, 1, tasks[0])
+    after = _output(run, record, len(tasks), tasks[-1 if in_its_place else 0])
     powers = zip(spectrum.band_power(before), spectrum.band_power(after - before), strict=True)
     for band, (power, changed) in zip(spectrum.band_names(), powers, strict=True):
-        yield {"band": band, "kept": 10 * float(np.log10(power / changed))}
+        with np.errstate(divide="ignore"):  # of what has not changed at all
+            yield band, float(10 * np.log10(power / changed))
 
 
 def _output(run: FinishedRun, record: dict, number: int, task: Task) -> np.ndarray:
@@ -118,3 +124,7 @@ def _output(run: FinishedRun, record: dict, number: int, task: Task) -> np.ndarr
     outputs = field.at_voxels(np.arange(start, start + voxels))
     image = predicted(task, outputs[:, task.head.channels])
     return image.reshape(record["shape"][-3:]).astype(np.float64)
+
+
+def _name(record: dict) -> str:
+    return f"{record['patient']}/{record['image']}"

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from nfcl_jax.fields import Params
 from nfcl_jax.params import looked_up
@@ -35,14 +35,15 @@ class Tangent(NamedTuple):
 def tangent(
     field: nn.Module,
     params: Params,
-    index: Int[Array, " points"],
+    index: Int[np.ndarray, " points"],
     channels: slice,
     shape: tuple[int, ...],
 ) -> Tangent:
-    """The derivatives of a field's raw outputs, its `channels`, at voxels of a grid of `shape`."""
-    layers, entries = _derivatives(
-        field, params, index, (channels.start, channels.stop), np.array(shape)
-    )
+    """The derivatives of a field's raw outputs, its `channels`, at flat indices of a grid of
+    `shape`."""
+    where = jnp.asarray(index), (channels.start, channels.stop), np.array(shape)
+    with jax.default_matmul_precision("float32"):
+        layers, entries = _derivatives(field, params, *where)
     count = channels.stop - channels.start
     rows = len(index) * count
     return Tangent(
@@ -85,8 +86,8 @@ class Overlap(NamedTuple):
       cosines: the singular values of O, the largest first: the cosines of the angles between the
         two spaces. Their squares are the eigenvalues of O O^T.
       share: of the squared length of the old task's derivatives, the part within the space of the
-        new one's, |S_old O|^2 / |S_old|^2: 0 where the new task cannot change the old outputs, to
-        the first order, and 1 where it can change them in any way.
+        new one's, |S_old O|^2 / |S_old|^2, from 0 to 1. Of samples it is less than of all outputs,
+        whose space is larger.
     """
 
     matrix: Float[np.ndarray, "old new"]
@@ -98,8 +99,11 @@ def overlap(old: Tangent, new: Tangent) -> Overlap:
     """The overlap of two tasks by samples of their outputs.
 
     The right singular vectors V are never made: with K = U S^2 U^T they are V = phi^T U S^-1, so
-    that O = S_old^-1 U_old^T K(old, new) U_new S_new^-1.
+    that O = S_old^-1 U_old^T K(old, new) U_new S_new^-1. All is NaN, or empty, for derivatives that
+    are not finite.
     """
+    if not all(np.isfinite(t.layers).all() and np.isfinite(t.entries).all() for t in (old, new)):
+        return Overlap(np.zeros((0, 0)), np.zeros(0), float("nan"))
     (u_old, s_old), (u_new, s_new) = (_singular(kernel(t, t)) for t in (old, new))
     matrix = (u_old / s_old).T @ kernel(old, new) @ (u_new / s_new)
     share = np.sum((s_old[:, None] * matrix) ** 2) / np.sum(s_old**2)

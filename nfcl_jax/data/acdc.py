@@ -111,9 +111,7 @@ def read_image(folder: Path, image: str, num_frames: int) -> Scan:
     if image == "phases":
         return read_phases(folder)
     if image not in PHASES:
-        raise DataError(
-            f"{folder}: ACDC has no image {image!r}; there are cine, ED, ES and phases."
-        )
+        raise DataError(f"{folder}: no image {image!r} in ACDC; cine, ED, ES, phases are there.")
     return read_phase(folder, image)
 
 
@@ -203,20 +201,20 @@ def read_phase(folder: Path, phase: str) -> Scan:
 
 
 def read_phases(folder: Path) -> Scan:
-    """A patient's end-diastolic and end-systolic image as two frames, scaled together to [0, 1],
-    with their masks.
+    """A patient's two phases as frames, in the order of their numbers, on one scale, with masks.
 
     Raises:
       DataError: as `read_phase`, or if the two are on different grids.
     """
-    first, second = scans = [read_phase(folder, phase) for phase in PHASES]
+    faults: list[str] = []
+    scans = [collect(faults, read_phase, folder, phase) for phase in PHASES]
+    if faults:
+        raise DataError("\n".join(faults))
+    first, second = scans = sorted(scans, key=lambda scan: scan.frame_numbers)
     if first.shape != second.shape or not np.allclose(first.affine, second.affine, atol=1e-3):
-        raise DataError(
-            f"{folder}: ED and ES have grids of {first.shape} and {second.shape} voxels, or other "
-            "affines; one grid would be right."
-        )
-    scale = [(np.ptp(s.intensity_range), s.intensity_range[0]) for s in scans]
-    values = np.concatenate([s.intensities * m + b for s, (m, b) in zip(scans, scale, strict=True)])
+        raise DataError(f"{folder}: ED and ES differ in shape or affine; one grid would be right.")
+    values = [s.intensities * np.ptp(s.intensity_range) + s.intensity_range[0] for s in scans]
+    values = np.concatenate(values)
     return dataclasses.replace(
         first,
         image="phases",
@@ -291,10 +289,12 @@ def stored_voxels(folder: Path, image: str, frame_numbers: Sequence[int]) -> byt
 
     Args:
       folder: the patient's.
-      image: "cine", "ED" or "ES".
+      image: "cine", "ED", "ES" or "phases".
       frame_numbers: of the scan, from 1.
     """
-    name = "4d" if image == "cine" else f"frame{frame_numbers[0]:02d}"
-    voxels = nib.load(folder / f"{folder.name}_{name}.nii.gz").dataobj.get_unscaled()
-    frames = voxels[..., [number - 1 for number in frame_numbers]] if image == "cine" else voxels
-    return np.asfortranarray(frames).tobytes(order="F")
+    names = ["4d"] if image == "cine" else [f"frame{number:02d}" for number in frame_numbers]
+    files = [folder / f"{folder.name}_{name}.nii.gz" for name in names]
+    voxels = [nib.load(file).dataobj.get_unscaled() for file in files]
+    if image == "cine":
+        voxels = [voxels[0][..., [number - 1 for number in frame_numbers]]]
+    return b"".join(frame.tobytes(order="F") for frame in voxels)

@@ -165,9 +165,10 @@ def c9(scores):
 
 
 def c10(scores):
+    none = pd.Series(dtype=float)  # one weight is not the best of any
     for f in ("siren", "finer", "diner"):  # which forget, as C1 has it
         tried = [s for g, s in scores.of(DOMAIN) if g == f and s.split(", ")[0] == "ewc"]
-        costs = [worse_of_both(scores, f, s) for s in tried or ["ewc"]]
+        costs = [worse_of_both(scores, f, s) for s in tried] if len(tried) > 1 else [none]
         least = min(costs, key=lambda cost: cost.mean() if cost.notna().all() else float("inf"))
         what = f"{field_title(f)}: PSNR lost with EWC at its best weight, first frame or last"
         yield above(what, least, SUBSTANTIAL, DB)
@@ -258,8 +259,9 @@ CLAIMS = (
     Claim(
         "C10",
         "Elastic weight consolidation does not prevent the forgetting.",
-        f"Of SIREN, FINER and DINER, at whichever weight is best, the first frame loses more than "
-        f"{SUBSTANTIAL:g} dB with EWC, or the last one ends as much below fine-tuning's.",
+        f"SIREN, FINER and DINER lose more than {SUBSTANTIAL:g} dB with EWC at whichever of the "
+        "weights tried is best: on the first frame since it was learned, or on the last against "
+        "fine-tuning, in each patient whichever is more.",
         c10,
     ),
 )

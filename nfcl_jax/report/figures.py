@@ -53,7 +53,7 @@ def earlier_against_last(scores: Scores, scenario: str) -> Figure:
                 x = scores.seen(*key, 0, metric).dropna()
                 each = [scores.seen(*key, task, metric) for task in earlier]
                 y = pd.concat(each, axis=1).mean(axis=1, skipna=False).dropna()
-                _cross(axes, x, y, marker(field, fills[strategy]))
+                cross(axes, x, y, marker(field, fills[strategy]))
                 ends += [*x, *y]
             low, high = _limits(ends)
             axes.plot([low, high], [low, high], color="#999999", linewidth=1, zorder=0)
@@ -231,7 +231,7 @@ def _interval(values: pd.Series) -> np.ndarray:
     return np.nan_to_num([[mean - low], [high - mean]])
 
 
-def _cross(axes: Axes, x: pd.Series, y: pd.Series, style: dict) -> None:
+def cross(axes: Axes, x: pd.Series, y: pd.Series, style: dict) -> None:
     """Patients, and their mean with its interval in both directions."""
     both = pd.concat([x, y], axis=1, join="inner")
     axes.plot(both.iloc[:, 0], both.iloc[:, 1], **style, markersize=3.5, alpha=0.25, zorder=1)

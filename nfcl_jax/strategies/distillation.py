@@ -22,12 +22,12 @@ from nfcl_jax.strategies.base import (
 
 
 class Teacher(NamedTuple):
-    """The previous parameters or, where that is cheaper than asking them in every step, what they
-    answer at every voxel of the earlier tasks."""
+    """The previous parameters or, where that is cheaper than asking them in every step or every
+    answer is looked at, what they answer at every voxel of the earlier tasks."""
 
     params: Params | None
     outputs: Float[Array, "voxels channels"] | None
-    cumulative: Float[Array, " voxels"] | None = None  # probability, of "detailed" points
+    cumulative: Float[Array, " voxels"] | None = None  # of `density`, for "detailed" points
 
 
 @functools.lru_cache
@@ -44,7 +44,7 @@ def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
       points: "voxels" draws x among the voxels seen so far; "continuous" draws x, y and z from
         all of [-1, 1] on the frames seen so far, which DINER cannot be asked; "shared" takes the
         new task's points, for tasks on the same frames: half the work; "detailed" draws half of
-        them as "voxels" and half where the teacher's answers vary, see `detail`.
+        them uniformly, as "voxels" does, and half where the teacher's answers vary, see `detail`.
     """
 
     def begin(view: TaskView, params: Params, state: dict):
@@ -60,7 +60,7 @@ def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
         if points == "voxels":
             drawn, shared = rehearsed(view, new, key)
         elif points == "detailed":
-            drawn, shared = _drawn(view.memory.cumulative, new.index.size, key), False
+            drawn, shared = _detailed(view, new.index.size, key), False
         else:
             shared = points == "shared"
             drawn = new if shared else view.draw(key)
@@ -86,8 +86,8 @@ def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
 
 
 def density(view: TaskView, outputs: Float[Array, "voxels channels"]) -> Float[Array, " voxels"]:
-    """The probability with which "detailed" draws each voxel of the earlier domain: half of it the
-    same for all, half in proportion to the sum of their heads' `detail`."""
+    """The probability of each voxel in proportion to the sum of the earlier heads' `detail` there;
+    the same for all of the earlier domain where nothing varies."""
     index, total = jnp.arange(len(outputs)), jnp.zeros(len(outputs))
     anywhere = jnp.zeros(len(outputs), bool)
     for head, frames in view.earlier:
@@ -95,9 +95,8 @@ def density(view: TaskView, outputs: Float[Array, "voxels channels"]) -> Float[A
         known = (index >= first) & (index < stop)
         total += known * detail(head.as_targets(outputs[:, head.channels]), view.scan.shape)
         anywhere |= known
-    # Where nothing varies, all voxels are alike.
     varied = jnp.where(total.sum() > 0, total, anywhere)
-    return (anywhere / anywhere.sum() + varied / varied.sum()) / 2
+    return varied / varied.sum()
 
 
 def detail(
@@ -115,11 +114,17 @@ def detail(
     return jnp.sqrt(total)
 
 
-def _drawn(cumulative: Float[Array, " voxels"], count: int, key: Key[Array, ""]) -> grid.Points:
-    """Voxels by their cumulative probability, with replacement."""
-    places = jax.random.uniform(key, (count,), maxval=cumulative[-1])
-    index = jnp.searchsorted(cumulative, places, side="right").astype(jnp.int32)
-    return grid.Points(jnp.minimum(index, len(cumulative) - 1), jnp.ones(count))
+def _detailed(view: TaskView, count: int, key: Key[Array, ""]) -> grid.Points:
+    """Voxels of the earlier domain with replacement: half uniformly, half by their `density`."""
+    frames = jnp.stack([domain.frames for domain in view.earlier])
+    anywhere = grid.sample_points(
+        key, count - count // 2, *grid.covering_range(frames, view.scan.shape)
+    )
+    cumulative, key = view.memory.cumulative, jax.random.fold_in(key, 1)
+    places = jax.random.uniform(key, (count // 2,), maxval=cumulative[-1])
+    varied = jnp.searchsorted(cumulative, places, side="right").astype(jnp.int32)
+    varied = jnp.minimum(varied, len(cumulative) - 1)
+    return grid.Points(jnp.concatenate([anywhere.index, varied]), jnp.ones(count))
 
 
 def _refuse(constants, field, tasks) -> str:
