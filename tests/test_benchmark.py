@@ -74,3 +74,19 @@ def test_the_page_on_performance_shows_the_last_run():
     page = (docs / "performance.md").read_text()
     assert tables.summary(timings) in page
     assert records[0]["machine"] in page
+
+
+def test_time_to_quality_is_of_the_first_number_of_steps_that_is_enough():
+    pytest.importorskip("torch")
+    from benchmarks import quality
+    from configs import recommended
+
+    config = quality.cell_of(recommended, "domain_expansion", "siren", num_steps=60)
+    assert (config["num_steps"], config["schedule"], config["muon_rate"]) == (60, "cosine", 3e-3)
+    same = {"scenario": "domain_expansion", "field": "siren", "scan": "patient001/cine"}
+    torch = same | {"by": "PyTorch", "steps": 500, "seconds": 60.0, "scores": [30.0, 33.0]}
+    ours = same | {"by": "nfcl_jax", "steps": 60, "seconds": 5.0, "scores": [29.0, 34.0]}
+    records = [torch, ours | {"enough": False}]
+    assert "| not reached | 60 | - |" in quality.table(records)
+    records.append(ours | {"steps": 80, "seconds": 10.0, "scores": [30.0, 33.5], "enough": True})
+    assert "| 60 | 10 | 80 | 6.0 | 30, 33 | 30, 33.5 |" in quality.table(records)

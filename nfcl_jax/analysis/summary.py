@@ -25,7 +25,8 @@ HEAD = f"""# Why fields forget
 Fine-tuned, as each new task begins: of the first task's tangent features (derivatives of its
 outputs by the parameters), the share, by squared length, that lies within the new task's. Both are
 sampled at the same voxels; of more voxels the share would be larger. Beside it the PSNR that the
-first task then loses, counted up to {NOTHING_TO_SEE:g} dB. Means over patients with their 95% intervals."""
+first task then loses, counted up to {NOTHING_TO_SEE:g} dB. Means over patients with their 95%
+intervals."""
 BANDS_HEAD = f"""## By frequency
 
 The power of the first task's image when it was learned, over the power of its change by the end, in
