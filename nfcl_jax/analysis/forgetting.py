@@ -61,10 +61,8 @@ def analyse(workdir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             named = *label, record["patient"], record["image"]
             if run.strategy == BASELINE:
                 overlaps += [(*named, *row) for row in _overlaps(run, record)]
-            bands += [(*named, *row) for row in _bands(run, record)]
-            if run.strategy == BASELINE and tasks_of(run.config)[-1].head.kind == "image":
-                other = *named[:2], IN_ITS_PLACE, *named[3:]
-                bands += [(*other, *row) for row in _bands(run, record, in_its_place=True)]
+            for strategy, band, kept in _bands(run, record):
+                bands.append((*named[:2], strategy, *named[3:], band, kept))
     if not bands:
         raise ReportError(
             f"{workdir}: no finished run here that begins with an image; the --workdir of a grid "
@@ -106,14 +104,19 @@ def _sampled(field: Grown, task: Task, record: dict, count: int) -> tangent.Tang
     return tangent.tangent(*field, index, task.head.channels, tuple(record["shape"]))
 
 
-def _bands(run: FinishedRun, record: dict, in_its_place: bool = False):
-    tasks = tasks_of(run.config)
-    before = _output(run, record, 1, tasks[0])
-    after = _output(run, record, len(tasks), tasks[-1 if in_its_place else 0])
-    powers = zip(spectrum.band_power(before), spectrum.band_power(after - before), strict=True)
-    for band, (power, changed) in zip(spectrum.band_names(), powers, strict=True):
+def _bands(run: FinishedRun, record: dict) -> Iterator[tuple[str, str, float]]:
+    """The strategy, or IN_ITS_PLACE, the band and what is kept in it."""
+    first, *_, last = tasks = tasks_of(run.config)
+    before = _output(run, record, 1, first)
+    ends = {run.strategy: first}
+    if run.strategy == BASELINE and last.head.kind == "image":
+        ends[IN_ITS_PLACE] = last
+    for strategy, task in ends.items():
+        changed = spectrum.band_power(_output(run, record, len(tasks), task) - before)
         with np.errstate(divide="ignore"):  # of what has not changed at all
-            yield band, float(10 * np.log10(power / changed))
+            kept = 10 * np.log10(spectrum.band_power(before) / changed)
+        for band, value in zip(spectrum.band_names(), kept, strict=True):
+            yield strategy, band, float(value)
 
 
 def _output(run: FinishedRun, record: dict, number: int, task: Task) -> np.ndarray:

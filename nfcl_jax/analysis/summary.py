@@ -5,13 +5,12 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 
 from nfcl_jax.analysis.forgetting import IN_ITS_PLACE
 from nfcl_jax.analysis.spectrum import band_names
 from nfcl_jax.fields import field_title
-from nfcl_jax.report.figures import STYLE, cross, figure_bytes, marker, series_title
+from nfcl_jax.report.figures import STYLE, cross, field_handles, figure_bytes, marker, series_title
 from nfcl_jax.report.results import BASELINE, NOTHING_TO_SEE
 from nfcl_jax.report.statistics import mean_interval
 from nfcl_jax.report.tables import format_mean, markdown
@@ -160,9 +159,5 @@ def _row(figure: Figure, panels: list, **how):
 
 
 def _legend(figure: Figure, frame: pd.DataFrame) -> None:
-    handles = [
-        Line2D([], [], **marker(field, "full"), label=field_title(field))
-        for field in frame.field.unique()
-    ]
-    if handles:
+    if handles := field_handles(frame.field.unique()):
         figure.legend(handles=handles, loc="outside lower center", ncols=4, handletextpad=0.2)

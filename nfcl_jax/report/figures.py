@@ -104,8 +104,7 @@ def first_and_last(scores: Scores, scenario: str) -> Figure:
             axes.set_ylim(min(0, bottom), 1.03 * top)  # room for a marker at the top
             axes.grid(axis="x", visible=False)
             axes.tick_params(axis="x", labelsize=8, length=0)
-            name, *unit = _axis_title(metric).split(", ")
-            axes.set_title(", ".join([f"{name} of the {task.name}", *unit]), fontsize=10)
+            axes.set_title(_axis_title(metric, of=f"the {task.name}"), fontsize=10)
         line = Line2D([], [], color="#555555", label=f"before the {last.name}")
         _legend(figure, scores, scenario, [line])
     return figure
@@ -166,8 +165,7 @@ def over_tasks(scores: Scores, scenario: str) -> Figure:
                                   alpha=0.12, lw=0)  # fmt: skip
             axes.set_title(field_title(field), fontsize=10)
             axes.set_xlabel("tasks learned")
-        name, *unit = _axis_title(metric).split(", ")
-        panels[0].set_ylabel(", ".join([f"{name} of {tasks[0].name}", *unit]))
+        panels[0].set_ylabel(_axis_title(metric, of=tasks[0].name))
         _legend(figure, scores, scenario)
     return figure
 
@@ -214,9 +212,11 @@ def marker(field: str, fill: str) -> dict:
     }
 
 
-def _axis_title(metric: str) -> str:
-    """The metric's, with where it is cut off."""
-    return metric_title(metric) + (f" (at most {NOTHING_TO_SEE:g})" if metric == "psnr" else "")
+def _axis_title(metric: str, of: str = "") -> str:
+    """The metric's, with what it is of, and where it is cut off."""
+    name, *unit = metric_title(metric).split(", ")
+    title = ", ".join([f"{name} of {of}" if of else name, *unit])
+    return title + (f" (at most {NOTHING_TO_SEE:g})" if metric == "psnr" else "")
 
 
 def _fills(strategies: Sequence[str]) -> dict[str, str]:
@@ -252,11 +252,13 @@ def _limits(values: Iterable[float]) -> tuple[float, float]:
     return float(finite.min() - margin), float(finite.max() + margin)
 
 
+def field_handles(fields: Iterable[str]) -> list[Line2D]:
+    """For a legend of fields."""
+    return [Line2D([], [], **marker(f, "full"), label=field_title(f)) for f in fields]
+
+
 def _legend(figure: Figure, scores: Scores, scenario: str, others: Sequence[Line2D] = ()) -> None:
-    handles = [
-        Line2D([], [], **marker(field, "full"), label=field_title(field))
-        for field in _fields(scores, scenario)
-    ]
+    handles = field_handles(_fields(scores, scenario))
     strategies = _strategies(scores, scenario)
     for strategy in strategies:
         style = marker("", _fills(strategies)[strategy])
