@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from nfcl_jax import points as grid
 from nfcl_jax.arguments import ScanAndMemory, Static, Steps, TaskArrays, TrainState
-from nfcl_jax.curve import error, interpolate
+from nfcl_jax.curve import class_losses, error, interpolate
 from nfcl_jax.fields import Params, init_params
 from nfcl_jax.losses import weighted_mean
 from nfcl_jax.optimiser import optimiser
@@ -29,7 +29,7 @@ from nfcl_jax.params import (
     replace_window,
     table_window,
 )
-from nfcl_jax.points import Points
+from nfcl_jax.points import Points, take
 from nfcl_jax.records import Losses, PenaltyShare, State
 from nfcl_jax.strategies.base import Domain, TaskView
 
@@ -158,14 +158,17 @@ def losses_of_step(
         )
 
         def losses(params):
-            answers = answers_at(static, field, params, asked, offset)
-            new = answers[: len(targets), static.head.channels]
-            loss = static.head.loss(new, targets)
+            if static.asks_curve and static.head.kind == "mask":
+                of_points = [points for _, points in asked]
+                classes = take(scan.labels, points)
+                loss, answers = class_losses(field, params, of_points, offset, static.head, classes)
+            else:
+                answers = answers_at(static, field, params, asked, offset)
+                loss = static.head.loss(answers[0][:, static.head.channels], targets)
             fit = weighted_mean(loss, points.weights, padded=points.first is not None)
             if strategy.loss is None:
                 return Losses(fit, jnp.zeros(()))
-            outputs = answers[len(targets) :] if elsewhere else answers
-            return Losses(fit, strategy.loss(view, of_strategy, params, sample, outputs))
+            return Losses(fit, strategy.loss(view, of_strategy, params, sample, answers[-1]))
 
         return losses
 
@@ -185,16 +188,20 @@ def answers_at(
     params: Params,
     asked: Sequence[tuple[Array, Points]],
     offset: Int[Array, ""] | None,
-) -> Float[Array, "points channels"]:
+) -> list[Float[Array, "points channels"]]:
     """What the field answers in a step, at inputs and the voxels that they belong to. Every voxel
     is asked in blocks, or at the knots of a curve. `field` and `offset` are as in `learning_part`.
     """
-    if static.asks_curve:
-        return interpolate(field, params, [points for _, points in asked], offset)
     shifted = [inputs if offset is None else inputs - offset for inputs, _ in asked]
-    if static.batch_size == 0:  # one after the other, so that one's padding moves no other's blocks
-        return jnp.concatenate([apply_in_blocks(field, params, inputs) for inputs in shifted])
-    return field.apply(params, jnp.concatenate(shifted))
+    if static.batch_size == 0 and not static.asks_curve:
+        # One after the other, so that one's padding moves no other's blocks.
+        return [apply_in_blocks(field, params, inputs) for inputs in shifted]
+    if static.asks_curve:
+        answers = interpolate(field, params, [points for _, points in asked], offset)
+    else:
+        answers = field.apply(params, jnp.concatenate(shifted))
+    first = len(shifted[0])
+    return [answers[:first], answers[first:]] if len(asked) > 1 else [answers]
 
 
 def view_of(
