@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small import (
     FRAMES,
@@ -93,6 +94,43 @@ def test_an_entrys_gradient_is_the_slope_of_its_chord():
         np.testing.assert_allclose(gradient[inner], slopes[left][inner], rtol=1e-3, atol=1e-4)
 
 
+def mask_losses(field, params, asked):
+    """By class, of voxels whose classes are drawn; and, beside them, the loss of what is said."""
+    classes = jax.random.randint(jax.random.key(5), (ROWS,), 0, MASK.num_channels)
+    return (
+        curve.class_losses(field, params, asked, None, MASK, classes)[0],
+        MASK.loss(
+            curve.interpolate(field, params, asked)[:ROWS, MASK.channels],
+            jax.nn.one_hot(classes, MASK.num_channels),
+        ),
+    )
+
+
+def distances(found, expected):
+    """Between two trees of gradients, layer by layer, in parts of the expected ones' size."""
+    differences = jax.tree.map(jnp.subtract, found, expected)
+    return {n: optax.tree.norm(differences[n]) / optax.tree.norm(expected[n]) for n in expected}
+
+
+def test_a_masks_losses_are_those_of_what_is_said_between_the_knots():
+    field, params = make(9)
+    params["params"]["output"]["kernel"] *= 2  # some voxels are certain
+    asked = [everywhere(), everywhere(0, 40)]
+    found, expected = mask_losses(field, params, asked)
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=2e-3)
+    assert expected.max() > 10 * expected.min() > 0
+    of_class = [jax.grad(lambda p, i=i: mask_losses(field, p, asked)[i].mean()) for i in (0, 1)]
+    assert max(distances(*(f(params)["params"] for f in of_class)).values()) < 0.02
+
+
+def test_a_masks_losses_come_with_what_is_said():
+    field, params = make(9)
+    asked = [everywhere(), everywhere(0, 40)]
+    classes = jnp.zeros(ROWS, jnp.int32)
+    _, answers = curve.class_losses(field, params, asked, None, MASK, classes)
+    np.testing.assert_array_equal(jnp.concatenate(answers), curve.interpolate(field, params, asked))
+
+
 @pytest.mark.parametrize("initialisation", ["torch", "lecun"])
 def test_a_fresh_tables_gradient_is_not_one_of_rounding(initialisation):
     """Its entries are as close to each other as float32 has outputs."""
@@ -100,21 +138,27 @@ def test_a_fresh_tables_gradient_is_not_one_of_rounding(initialisation):
     field = create_field(constants, 5, ROWS)
     params = init_params(field, jax.random.key(3), axes=3)
     targets = jax.random.uniform(jax.random.key(4), (ROWS, 5))
+    classes = jax.random.randint(jax.random.key(5), (ROWS,), 0, 4)
 
-    def gradient(answers):
-        def loss(params):
-            return jnp.mean((answers(params) - targets) ** 2)
+    def square(answers):
+        return jnp.mean((answers - targets) ** 2)
 
-        return jax.grad(loss)(params)["params"]
+    def cross_entropy(answers):
+        return MASK.loss(answers[:, MASK.channels], jax.nn.one_hot(classes, 4)).mean()
 
-    on_curve = gradient(lambda params: curve.interpolate(field, params, [everywhere()]))
-    exact = gradient(lambda params: field.apply(params, jnp.arange(ROWS)))
-    for name in exact:
-        distance, size = (
-            np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
-            for tree in (jax.tree.map(jnp.subtract, on_curve[name], exact[name]), exact[name])
-        )
-        assert distance < 0.02 * size, name
+    def on_curve(params):
+        return curve.interpolate(field, params, [everywhere()])
+
+    def class_losses(params):
+        return curve.class_losses(field, params, [everywhere()], None, MASK, classes)[0].mean()
+
+    for found, expected in (
+        (lambda p: square(on_curve(p)), square),
+        (class_losses, cross_entropy),
+    ):
+        exact = jax.grad(lambda p, e=expected: e(field.apply(p, jnp.arange(ROWS))))(params)
+        far = distances(jax.grad(found)(params)["params"], exact["params"])
+        assert max(far.values()) < 0.02, far
 
 
 def test_the_error_is_that_of_the_worst_head_and_falls_with_the_knots():
