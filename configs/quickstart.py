@@ -5,6 +5,7 @@ from configs import paper
 
 def get_config():
     config = paper.get_config()
+    config.strategies = ",".join(paper.METHOD)
     config.num_steps = 300
     fewer = [f"{field}:batch_size=512" for field in ("pe_relu", "siren", "finer")]
     config.overrides = ",".join(["*:field.width=64", *fewer])

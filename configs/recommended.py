@@ -9,6 +9,7 @@ RECIPES = {"pe_relu": (2e-2, 0.1, 200), "siren": (3e-3, 0.18, 2000), "finer": (5
 
 def get_config():
     config = paper.get_config()
+    config.strategies = ",".join(paper.METHOD)
     words = ["*:schedule=cosine", "*:warmup_steps=50", "diner:keep_optimiser=True"]
     for field, (muon_rate, later_factor, _) in RECIPES.items():
         words += [

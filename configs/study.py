@@ -7,6 +7,7 @@ from configs import paper
 
 def get_config() -> ConfigDict:
     config = paper.get_config()
+    config.strategies = ",".join(paper.METHOD)
     config.only = ""  # names of choices, comma-separated, * is any; all if empty
     # Each choice is the grid with these fields changed; they are run in the order of their names.
     config.choices = ConfigDict(

@@ -23,6 +23,7 @@ def small(root, **changes):
     config = paper_config.get_config()
     config.num_steps, config.batch_size = 2, 64
     config.scenarios, config.fields = "domain_expansion", "siren"
+    config.strategies = "finetune,distillation"
     config.data.root, config.data.patients = str(root), "patient001"
     config.update(changes)
     return config.to_dict()
@@ -48,16 +49,19 @@ def test_a_cell_that_another_grid_has_finished_is_copied(tmp_path, phantom_root)
 
 def test_the_papers_cells_are_the_configs_of_ordinary_runs(tmp_path):
     cells = grid.make_cells(paper_config.get_config().to_dict(), tmp_path)
-    assert len(cells) == 2 * 4 * 2
+    assert len(cells) == 2 * 4 * 2 + 4 * 4
+    weights = set()
     for cell in cells:
-        words = (cell.config["scenario"], cell.config["field"]["name"], cell.config["strategy"])
-        expected = make_config(*words)
+        scenario, field, strategy = cell.name.split("-")[:3]
+        expected = make_config(scenario, field, strategy.split("_")[0])
         expected["data"]["root"] = str(tmp_path / "phantom")
+        if "ewc" in expected:
+            assert scenario == "domain_expansion"
+            weights.add(expected["ewc"].pop("weight") and cell.config["ewc"].pop("weight"))
         assert cell.config == expected
-        if cell.config["strategy"] == "finetune":
-            assert cell.twin is None
-        else:
-            assert cell.twin == cell.name.replace(cell.config["strategy"], "finetune")
+        twin = None if strategy == "finetune" else cell.name.replace(strategy, "finetune")
+        assert cell.twin == twin
+    assert max(weights) >= 1e6 * min(weights)
 
 
 def test_a_strategy_may_come_with_several_constants(tmp_path):
@@ -67,6 +71,7 @@ def test_a_strategy_may_come_with_several_constants(tmp_path):
         "finetune,distillation:weight=0.1,distillation:weight=10,"
         "distillation:weight=100:points=shared,ewc:weight=1e6,distillation"
     )
+    config["cells"] = ""
     cells = grid.make_cells(config, tmp_path)
     assert [cell.name for cell in cells[:5]] == [
         "signal_expansion-diner-finetune-seed0",
@@ -144,13 +149,14 @@ def test_an_override_that_is_none_is_refused(tmp_path, word):
         grid.make_cells(config, tmp_path)
 
 
-def test_an_override_of_a_field_that_is_not_there_is_told_of(
-    phantom_root, tmp_path, monkeypatch, capsys
-):
+def test_what_the_grid_has_not_is_told_of(phantom_root, tmp_path, monkeypatch, capsys):
+    """An override of a field that is not there, and cells that are left out."""
     monkeypatch.setattr(grid, "run_cells", lambda cells, *_: {})
-    words = "diner:batch_size=9,siren:batch_size=9,*:huber_delta=2"
-    grid.run_grid(small(phantom_root, overrides=words), tmp_path, Console())
+    words = {"overrides": "diner:batch_size=9,siren:batch_size=9,*:huber_delta=2"}
+    words["cells"] = "!*-distillation-*"
+    grid.run_grid(small(phantom_root, **words), tmp_path, Console(width=200))
     told = capsys.readouterr().out
+    assert "config.cells = '!*-distillation-*' leaves out 1 of the cells" in told
     assert "config.overrides of no cell in this grid: diner:batch_size=9" in told
     assert "siren:batch_size" not in told and "huber_delta" not in told
 
@@ -176,6 +182,12 @@ def test_cells_can_be_chosen(tmp_path):
         "domain_expansion-diner-distillation-seed0",
         "signal_expansion-diner-distillation-seed0",
     ]
+    config["cells"] = "*-siren-*,!*-distillation-*,!signal*"
+    names = [cell.name for cell in grid.make_cells(config, tmp_path)]
+    assert names == ["domain_expansion-siren-finetune-seed0"]
+    config["cells"] = "!domain*"
+    names = {cell.name.split("-")[0] for cell in grid.make_cells(config, tmp_path)}
+    assert names == {"signal_expansion"}
 
 
 @pytest.mark.parametrize(

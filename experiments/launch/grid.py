@@ -83,6 +83,9 @@ def _run_grid(config, cells: list[Cell], workdir: Path, console: Console, others
         for word in split_words(config["overrides"])
         if not any(words.is_for(word, cell.name, cell.config) for cell in cells)
     ]
+    if left_out := len(make_cells({**config, "cells": ""}, workdir)) - len(cells):
+        told = f"config.cells = {config['cells']!r} leaves out {left_out} of the cells"
+        console.print(told, markup=False)
     if idle:
         console.print(f"config.overrides of no cell in this grid: {', '.join(idle)}", markup=False)
     save_shown(workdir, [scan for s in scans.values() for scan in s], shown)

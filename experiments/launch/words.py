@@ -12,9 +12,16 @@ from nfcl_jax.strategies import STRATEGIES
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """The names that one of the patterns is for; all if there is no pattern."""
-    patterns = list(patterns) or ["*"]
-    return [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
+    """The names that one of the patterns is for, or all if there is none, without those that a
+    pattern after a "!" is for."""
+    patterns = list(patterns)
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"]
+    unwanted = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
+
+    def is_for(name, patterns):
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    return [name for name in names if is_for(name, wanted) and not is_for(name, unwanted)]
 
 
 def override(cell: dict[str, Any], name: str, words: str) -> None:
