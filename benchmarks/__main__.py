@@ -32,13 +32,14 @@ from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.storage import write_file
 from nfcl_jax.strategies import STRATEGIES
 
-ALL_STRATEGIES = (*STRATEGIES, "distillation_shared")  # points, in signal expansion only
+# In signal expansion, whose default is to distil at the points that a step fits.
+ALL_STRATEGIES = (*STRATEGIES, "distillation_voxels")
 
 _OUT = flags.DEFINE_string("out", None, "folder for what the benchmark writes")
 _COMPARE = flags.DEFINE_enum("compare", None, ["torch"], "what else takes its turns")
 _FIELDS = flags.DEFINE_list("fields", list(FIELDS), "fields")
 _STRATEGIES = flags.DEFINE_list(
-    "strategies", ["finetune", "distillation", "distillation_shared"], "strategies"
+    "strategies", ["finetune", "distillation", "distillation_voxels"], "strategies"
 )
 _SCENARIOS = flags.DEFINE_list("scenarios", list(SCENARIOS), "scenarios")
 _POINTS = flags.DEFINE_list("points", ["1024", "4096", "16384"], "points of a draw")
@@ -100,10 +101,10 @@ def plan() -> list[list[Case]]:
     groups = [
         [Case(field, strategy, scenario, p, patients=1, task=2)]
         for field, scenario, strategy, p in itertools.product(fields, scenarios, strategies, points)
-        if (scenario, strategy) != ("domain_expansion", "distillation_shared")
+        if (scenario, strategy) != ("domain_expansion", "distillation_voxels")
     ]
     if not groups:
-        raise ConfigError("points are shared in signal_expansion only: nothing is left to time.")
+        raise ConfigError("distillation_voxels is of signal_expansion: nothing is left to time.")
     if "domain_expansion" in scenarios and "distillation" in strategies:
         for field in fields:
             case = Case(field, "distillation", "domain_expansion", SCALING_POINTS, 1, 2)

@@ -33,7 +33,7 @@ Run = Callable[[int], None]  # does so many steps, and returns when they are don
 
 class Case(NamedTuple):
     """What is timed: the steps of task `task`, from 1, of so many patients. The strategy may be
-    "distillation_shared", with `distillation.points` so."""
+    "distillation_voxels", with `distillation.points` so."""
 
     field: str
     strategy: str

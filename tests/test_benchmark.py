@@ -19,11 +19,13 @@ SIREN = Case("siren", "distillation", "domain_expansion", 1000, patients=1, task
         (SIREN, 4 * (3 * (4 * 256 + 2 * 256**2 + 256) - 4 * 256)),
         (SIREN._replace(field="diner", task=1), 6 * (256 + 2 * 256**2 + 256)),
         (
-            SIREN._replace(scenario="signal_expansion", strategy="distillation_shared"),
+            SIREN._replace(scenario="signal_expansion", strategy="distillation"),
             2 * (3 * (3 * 256 + 2 * 256**2 + 5 * 256) - 3 * 256),
         ),
         (
-            SIREN._replace(field="pe_relu", scenario="signal_expansion"),
+            SIREN._replace(
+                field="pe_relu", scenario="signal_expansion", strategy="distillation_voxels"
+            ),
             4 * (3 * (60 * 256 + 2 * 256**2 + 5 * 256) - 60 * 256),
         ),
     ],

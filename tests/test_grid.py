@@ -69,7 +69,7 @@ def test_a_strategy_may_come_with_several_constants(tmp_path):
     config |= {"fields": "diner", "scenarios": "signal_expansion", "seeds": "0, 7"}
     config["strategies"] = (
         "finetune,distillation:weight=0.1,distillation:weight=10,"
-        "distillation:weight=100:points=shared,ewc:weight=1e6,distillation"
+        "distillation:weight=100:points=voxels,ewc:weight=1e6,distillation"
     )
     config["cells"] = ""
     cells = grid.make_cells(config, tmp_path)
@@ -77,13 +77,13 @@ def test_a_strategy_may_come_with_several_constants(tmp_path):
         "signal_expansion-diner-finetune-seed0",
         "signal_expansion-diner-distillation_weight0.1-seed0",
         "signal_expansion-diner-distillation-seed0",  # 10 is the default here, and stands once
-        "signal_expansion-diner-distillation_weight100_pointsshared-seed0",
+        "signal_expansion-diner-distillation_weight100_pointsvoxels-seed0",
         "signal_expansion-diner-ewc_weight1e+06-seed0",
     ]
     assert len(cells) == 2 * 5
     constants = [c.config[c.config["strategy"]] for c in cells[1:5]]
     assert [c["weight"] for c in constants] == [0.1, 10.0, 100.0, 1e6]
-    assert [c.get("points") for c in constants] == ["voxels", "voxels", "shared", None]
+    assert [c.get("points") for c in constants] == ["shared", "shared", "voxels", None]
 
 
 def test_values_are_overridden_for_one_field_or_all(tmp_path):
