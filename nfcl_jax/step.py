@@ -144,13 +144,14 @@ def losses_of_step(
     draw = drawing(static, static.num_frames, start, stop)
 
     def losses_at(i, of_strategy):
+        here = view and view._replace(progress=i / max(static.num_steps - 1, 1))
         points = draw(jax.random.fold_in(fit_key, i))
         inputs = field_inputs(static.field, points.index, scan.shape)
         targets = targets_at(static.head, scan, points)
         sample = None
         if strategy.sample:
             step_key = jax.random.fold_in(sample_key, i)
-            sample = strategy.sample(view, of_strategy, points, step_key)
+            sample = strategy.sample(here, of_strategy, points, step_key)
         elsewhere = sample is not None and sample.inputs is not None
 
         asked = (
@@ -168,7 +169,7 @@ def losses_of_step(
             fit = weighted_mean(loss, points.weights, padded=points.first is not None)
             if strategy.loss is None:
                 return Losses(fit, jnp.zeros(()))
-            return Losses(fit, strategy.loss(view, of_strategy, params, sample, answers[-1]))
+            return Losses(fit, strategy.loss(here, of_strategy, params, sample, answers[-1]))
 
         return losses
 

@@ -72,7 +72,7 @@ def test_every_default_stands_where_the_thing_is_defined(monkeypatch):
     monkeypatch.setitem(SCENARIOS["signal_expansion"].strategies["distillation"], "weight", 7.0)
     config = make_config("signal_expansion", "siren", "distillation")
     assert (config["learning_rate"], config["field"]["w0"]) == (0.25, 15.0)
-    assert config["distillation"] == {"weight": 7.0, "points": "voxels"}
+    assert config["distillation"] == {"weight": 7.0, "points": "shared", "ramp": 1.0}
     assert "finetune" not in make_config("signal_expansion", "siren", "finetune")
 
 

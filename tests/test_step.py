@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small import (
     FRAMES,
@@ -24,7 +25,7 @@ from nfcl_jax.batching import device_mesh
 from nfcl_jax.errors import InactivePenaltyError
 from nfcl_jax.fields import FIELDS, create_field, init_params
 from nfcl_jax.fitting import BatchTask, task_arguments
-from nfcl_jax.loop import Start
+from nfcl_jax.loop import Hooks, Start
 from nfcl_jax.padded import stream
 from nfcl_jax.params import evaluate
 from nfcl_jax.points import index_to_coords
@@ -187,6 +188,22 @@ def test_the_share_of_the_penalty_is_proportional_to_its_weight():
     assert shares[0][2] and shares[1][2]  # both are alive
     np.testing.assert_allclose(3 * np.array(shares[0][:2]), shares[1][:2], rtol=1e-5)
     assert min(shares[0]) > 0
+
+
+def test_a_strategy_sees_how_far_the_task_is():
+    def progress(view, state, params, sample, outputs):
+        moved = optax.tree.norm(params)  # or there would be no gradient, which is refused
+        return view.progress + moved - jax.lax.stop_gradient(moved)
+
+    seen = {}
+
+    def keep(task, step_, snapshot):
+        seen.update({task: next(iter(snapshot().values())).losses.penalty})
+
+    how = recipe(strategy=Strategy(loss=progress), num_steps=101)
+    train(cohort()[:1], FRAMES[:2], how, hooks=Hooks(on_chunk=keep))
+    np.testing.assert_allclose(seen[1], 0)
+    np.testing.assert_allclose(seen[2], np.arange(100) / 100, atol=1e-6)
 
 
 def counting(on):

@@ -84,6 +84,19 @@ def test_away_from_the_teacher_the_loss_is_the_weighted_mean(name):
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
+def test_the_weight_is_ramped_from_the_first_step_to_the_last():
+    field, teacher = make("siren")
+    student, key = make("siren", seed=7)[1], jax.random.key(2)
+    view, _ = begin(distillation(weight=3.0), make_view(field), teacher)
+
+    def at(progress, ramp):
+        strategy = distillation(weight=3.0, ramp=ramp)
+        return float(loss_of(strategy, view._replace(progress=progress), student, key))
+
+    factors = [at(progress, 16.0) / at(progress, 1.0) for progress in (0.0, 0.5, 1.0)]
+    np.testing.assert_allclose(factors, [1, 4, 16], rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_teacher_rendered_once_says_what_one_asked_each_step_says(name):
     field, teacher = make(name)

@@ -78,6 +78,7 @@ class TaskView(NamedTuple):
       stop_index: and so many in the largest of them, where rendering may stop.
       points_evaluated: so many points are asked during the whole task.
       memory: what `begin` gave first.
+      progress: of the steps, 0 in the task's first one and 1 in its last.
     """
 
     field: nn.Module
@@ -92,6 +93,7 @@ class TaskView(NamedTuple):
     stop_index: Int[Array, ""]
     points_evaluated: int
     memory: Any = None
+    progress: float | Float[Array, ""] = 0.0
 
 
 class Sample(NamedTuple):

@@ -31,7 +31,7 @@ class Teacher(NamedTuple):
 
 
 @functools.lru_cache
-def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
+def distillation(weight: float = 1.0, points: str = "voxels", ramp: float = 1.0) -> Strategy:
     """Adds to the fitting loss
 
         weight * mean over x of L(f_theta(x), f_teacher(x)),   x uniform in the earlier domain,
@@ -45,6 +45,8 @@ def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
         all of [-1, 1] on the frames seen so far, which DINER cannot be asked; "shared" takes the
         new task's points, for tasks on the same frames: half the work; "detailed" draws half of
         them uniformly, as "voxels" does, and half where the teacher's answers vary, see `detail`.
+      ramp: what the factor is multiplied by from a task's first step to its last, step by step by
+        the same ratio.
     """
 
     def begin(view: TaskView, params: Params, state: dict):
@@ -80,7 +82,8 @@ def distillation(weight: float = 1.0, points: str = "voxels") -> Strategy:
         def taught(head):
             return head.as_targets(sample.targets[:, head.channels])
 
-        return weight * loss_on_earlier(view, sample.points, outputs, taught)
+        factor = weight if ramp == 1 else weight * ramp**view.progress
+        return factor * loss_on_earlier(view, sample.points, outputs, taught)
 
     return Strategy(begin, sample, loss, cost=1.0 if points == "shared" else 2.0)
 
@@ -144,6 +147,10 @@ def _refuse(constants, field, tasks) -> str:
 KIND = StrategyKind(
     "distilled",
     distillation,
-    {"weight": POSITIVE, "points": one_of(["voxels", "continuous", "shared", "detailed"])},
+    {
+        "weight": POSITIVE,
+        "points": one_of(["voxels", "continuous", "shared", "detailed"]),
+        "ramp": POSITIVE,
+    },
     _refuse,
 )
