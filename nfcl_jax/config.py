@@ -92,8 +92,9 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     config["data"] = {"dataset": "acdc", "intensity_range": "frames", **config["data"]}
     rates = {"warmup_steps": 0, "schedule": "constant", "muon_rate": 0.0, "later_factor": 1.0}
     config = rates | {"keep_optimiser": False} | config
-    if isinstance(config.get("ewc"), Mapping):
-        config["ewc"] = config["ewc"] | {"decay": config["ewc"].get("decay", 1.0)}
+    for strategy, constant in (("ewc", "decay"), ("distillation", "ramp")):
+        if isinstance(config.get(strategy), Mapping):
+            config[strategy] = {constant: 1.0, **config[strategy]}
     if config["field"]["name"] == "diner":
         config["field"] = {"knots": 0, "initialisation": "lecun", **config["field"]}
     return config

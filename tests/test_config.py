@@ -90,6 +90,9 @@ def test_a_config_of_an_earlier_version_is_read_in_todays_terms():
     del early["warmup_steps"]
     assert in_todays_terms(early)["field"]["knots"] == 0  # its full batches asked every voxel
     assert in_todays_terms(early)["warmup_steps"] == 0
+    distilled = make_config("domain_expansion", "siren", "distillation")
+    early = distilled | {"distillation": {"weight": 1.0, "points": "voxels"}}
+    assert in_todays_terms(early) == distilled
 
 
 def test_a_value_that_would_do_nothing_is_refused(tmp_path):
