@@ -34,7 +34,7 @@ from nfcl_jax.scenarios import Head
 
 MAX_ERROR = 3e-3  # of `error`, above which a run warns: a PSNR of 50 dB
 FLAT = 1e-4  # of the largest output, the largest step between knots: rounding is 1e-3 of it
-PARTS = 8  # of what lies between two knots, for a loss: its gradient is then 4e-4 off
+PARTS = 8  # of what lies between two knots, for a loss
 ROWS_PER_POINT = 400  # that a step interpolates while it asks one point more; measured on a CPU
 
 
