@@ -179,7 +179,7 @@ def median_ratio(times: list[float], others: list[float]) -> float:
 
 
 def torch_steps(case: Case, scan: Scan, compiled: bool) -> Run:
-    """The same steps by PyTorch, which must be installed; distillation has its own points."""
+    """The same steps by PyTorch, which must be installed."""
     from benchmarks import torch_loop
 
     config = config_of(case)

@@ -2,7 +2,8 @@
 losses, points and optimiser, in the loop that one would write there.
 
 The teacher is asked in every step, in one pass without gradients; student and teacher are otherwise
-asked as sparingly as here: the new points and the rehearsed ones go through the student together.
+asked as sparingly as here: the new points and the rehearsed ones, if they are others, go through
+the student together.
 """
 
 import copy
@@ -101,6 +102,7 @@ def make_step(
     learning_rate: float,
     weight: float,
     compiled: bool,
+    shared: bool = False,
 ) -> Callable[[], None]:
     """One step of Adam on one task, as a function without arguments.
 
@@ -112,13 +114,14 @@ def make_step(
       learning_rate: of Adam.
       weight: of distillation.
       compiled: by torch.compile.
+      shared: whether it is distilled at the points that are fitted.
     """
     optimiser = torch.optim.Adam(field.parameters(), learning_rate, fused=True)
     inputs, values, new, earlier = data
     is_image = values.shape[1] == 1
 
     def loss_of(x, y, rehearsed):
-        answers = field(x if rehearsed is None else torch.cat([x, rehearsed]))
+        answers = field(x if rehearsed is None or shared else torch.cat([x, rehearsed]))
         new = answers[: len(x)]
         if is_image:
             loss = functional.huber_loss(new[:, :1], y)
@@ -127,7 +130,8 @@ def make_step(
         if rehearsed is not None:
             with torch.no_grad():
                 targets = teacher(rehearsed)[:, :1]
-            loss = loss + weight * functional.huber_loss(answers[len(x) :, :1], targets)
+            earlier = answers[:, :1] if shared else answers[len(x) :, :1]
+            loss = loss + weight * functional.huber_loss(earlier, targets)
         return loss
 
     if compiled:
@@ -140,7 +144,7 @@ def make_step(
     def step():
         index, rehearsed = draw(*new), None
         if teacher is not None:
-            rehearsed = inputs[draw(*earlier)]
+            rehearsed = inputs[index if shared else draw(*earlier)]
         loss = loss_of(inputs[index], values[index], rehearsed)
         optimiser.zero_grad()
         loss.backward()
@@ -194,4 +198,5 @@ def task_step(
     )
     weight = config["distillation"]["weight"] if teacher else 0.0
     constants = config["batch_size"], config["learning_rate"], weight
-    return make_step(field, teacher, data, *constants, compiled)
+    shared = teacher is not None and config["distillation"]["points"] == "shared"
+    return make_step(field, teacher, data, *constants, compiled, shared)

@@ -20,6 +20,7 @@ from torch import nn
 from benchmarks.torch_loop import field_for, frozen, render, task_step, voxel_inputs
 from experiments.launch.cli import launch
 from experiments.launch.grid import make_cells
+from nfcl_jax.errors import ConfigError
 from nfcl_jax.metrics import score
 from nfcl_jax.run_folder import tasks_of
 from nfcl_jax.runner import read_data
@@ -51,6 +52,12 @@ def main(argv: list[str]) -> None:
     started = time.perf_counter()
     config, out = _CONFIG.value.to_dict(), Path(_WORKDIR.value)
     cells = make_cells(config, out)
+    others = {cell.config["strategy"] for cell in cells} - {"finetune", "distillation"}
+    if others:
+        raise ConfigError(
+            f"{', '.join(sorted(others))}: PyTorch's loop has none; "
+            "--config.strategies=finetune,distillation would be right."
+        )
     out.mkdir(parents=True, exist_ok=True)
     scans = read_data(config, dict.fromkeys(cell.config["scenario"] for cell in cells), out).scans
     firsts = {}

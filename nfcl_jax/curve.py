@@ -14,9 +14,9 @@ A fresh table is so narrow, 2e-4 in all, that with PyTorch's biases f(u_j) and f
 same number in float32, and the slopes of chords nothing but rounding. As long as the whole curve is
 as flat as that, the derivatives at the knots stand for them.
 
-The loss of a mask is a curve too, one for each class that a voxel may have. It is asked at PARTS
-points between every two knots, on the chord, and interpolated likewise: a cross-entropy at every
-voxel would take more time than all else in a step.
+The loss of a mask that is learned is a curve too, one for each class that a voxel may have. It is
+asked at PARTS points between every two knots, on the chord, and interpolated likewise: a
+cross-entropy at every voxel would take more time than all else in a step.
 """
 
 import functools

@@ -91,7 +91,6 @@ def fit_steps(
     field, learning, offset = learning_part(static, state.params, start)
     losses_in = losses_of_step(static, field, offset, own, steps.task)
     change, strategy = optimiser(static), static.strategy
-    view = view_of(static, own.scan, steps.task, own.memory)
 
     def step(i, carry):
         (params, opt_state, of_strategy), all_losses = carry
@@ -102,6 +101,7 @@ def fit_steps(
             return losses.fit + losses.penalty, losses
 
         gradient, losses = jax.grad(loss, has_aux=True)(params)
+        view = view_of(static, own.scan, steps.task, own.memory, i)
         if strategy.on_gradient:
             gradient, of_strategy = strategy.on_gradient(
                 view, of_strategy, params, gradient, losses
@@ -140,18 +140,17 @@ def losses_of_step(
     # The names are part of every run's random numbers.
     fit_key, sample_key = stream(key, "fit"), stream(key, "rehearsal")
     start, stop = grid.frame_range(task.frames, scan.shape)
-    view = view_of(static, scan, task, own.memory)
     draw = drawing(static, static.num_frames, start, stop)
 
     def losses_at(i, of_strategy):
-        here = view and view._replace(progress=i / max(static.num_steps - 1, 1))
+        view = view_of(static, scan, task, own.memory, i)
         points = draw(jax.random.fold_in(fit_key, i))
         inputs = field_inputs(static.field, points.index, scan.shape)
         targets = targets_at(static.head, scan, points)
         sample = None
         if strategy.sample:
             step_key = jax.random.fold_in(sample_key, i)
-            sample = strategy.sample(here, of_strategy, points, step_key)
+            sample = strategy.sample(view, of_strategy, points, step_key)
         elsewhere = sample is not None and sample.inputs is not None
 
         asked = (
@@ -169,7 +168,7 @@ def losses_of_step(
             fit = weighted_mean(loss, points.weights, padded=points.first is not None)
             if strategy.loss is None:
                 return Losses(fit, jnp.zeros(()))
-            return Losses(fit, strategy.loss(here, of_strategy, params, sample, answers[-1]))
+            return Losses(fit, strategy.loss(view, of_strategy, params, sample, answers[-1]))
 
         return losses
 
@@ -206,9 +205,9 @@ def answers_at(
 
 
 def view_of(
-    static: Static, scan: PaddedScan, task: TaskArrays, memory: Any = None
+    static: Static, scan: PaddedScan, task: TaskArrays, memory: Any = None, step: Any = 0
 ) -> TaskView | None:
-    """What the strategy sees; None if it does nothing."""
+    """What the strategy sees in a step; None if it does nothing."""
     if not static.strategy.acts:
         return None
     start, stop = grid.covering_range(task.earlier_frames, scan.shape)
@@ -226,6 +225,7 @@ def view_of(
         stop_index=task.stop_earlier,
         points_evaluated=static.num_steps * (static.batch_size or num_indices),
         memory=memory,
+        progress=jnp.minimum(step / max(static.num_steps - 1, 1), 1.0),
     )
 
 
@@ -284,7 +284,7 @@ def penalty_share(
         penalty = jax.grad(lambda params: losses_at(params).penalty)(params)
         share = optax.tree.norm(penalty) / optax.tree.norm(fit)
         return PenaltyShare(losses.penalty / losses.fit, share, alive)
-    view, change = view_of(static, own.scan, steps.task, own.memory), optimiser(static)
+    view, change = view_of(static, own.scan, steps.task, own.memory, steps.stop), optimiser(static)
     changed, of_strategy = fit, state.strategy
     if strategy.on_gradient:
         changed, of_strategy = strategy.on_gradient(view, of_strategy, params, fit, losses)

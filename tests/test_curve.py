@@ -123,6 +123,23 @@ def test_a_masks_losses_are_those_of_what_is_said_between_the_knots():
     assert max(distances(*(f(params)["params"] for f in of_class)).values()) < 0.02
 
 
+def test_padding_moves_no_loss_of_a_mask():
+    field, params = make(16)
+    classes = jax.random.randint(jax.random.key(5), (ROWS,), 0, MASK.num_channels)
+
+    def losses(table, points, offset):
+        moved = {"params": params["params"] | {"table": table}}
+        own = jax.lax.dynamic_slice_in_dim(classes, points.first, len(points.index))
+        return curve.class_losses(field, moved, [points], offset, MASK, own)[0][:30]
+
+    table = params["params"]["table"]
+    whole = losses(table, everywhere(10, 40), None)
+    far = table.at[40:].set(1e6).at[:10].set(-1e6)
+    np.testing.assert_array_equal(whole, losses(far, everywhere(10, 40), None))
+    window = all_points(ROWS - 10, jnp.int32(10), jnp.int32(40))
+    np.testing.assert_array_equal(whole, losses(table[10:], window, jnp.int32(10)))
+
+
 def test_a_masks_losses_come_with_what_is_said():
     field, params = make(9)
     asked = [everywhere(), everywhere(0, 40)]

@@ -25,7 +25,7 @@ from nfcl_jax.batching import device_mesh
 from nfcl_jax.errors import InactivePenaltyError
 from nfcl_jax.fields import FIELDS, create_field, init_params
 from nfcl_jax.fitting import BatchTask, task_arguments
-from nfcl_jax.loop import Hooks, Start
+from nfcl_jax.loop import Start
 from nfcl_jax.padded import stream
 from nfcl_jax.params import evaluate
 from nfcl_jax.points import index_to_coords
@@ -191,19 +191,24 @@ def test_the_share_of_the_penalty_is_proportional_to_its_weight():
 
 
 def test_a_strategy_sees_how_far_the_task_is():
-    def progress(view, state, params, sample, outputs):
+    def begin(view, params, state):
+        return None, {"seen": jnp.zeros(5), "number": jnp.int32(0)}
+
+    def loss(view, state, params, sample, outputs):
         moved = optax.tree.norm(params)  # or there would be no gradient, which is refused
         return view.progress + moved - jax.lax.stop_gradient(moved)
 
-    seen = {}
+    def on_update(view, state, params, update, losses):
+        both = jnp.array([view.progress, losses.penalty])
+        seen = state["seen"].at[state["number"]].set(both.sum())
+        return update, {"seen": seen, "number": state["number"] + 1}
 
-    def keep(task, step_, snapshot):
-        seen.update({task: next(iter(snapshot().values())).losses.penalty})
-
-    how = recipe(strategy=Strategy(loss=progress), num_steps=101)
-    train(cohort()[:1], FRAMES[:2], how, hooks=Hooks(on_chunk=keep))
-    np.testing.assert_allclose(seen[1], 0)
-    np.testing.assert_allclose(seen[2], np.arange(100) / 100, atol=1e-6)
+    strategy = Strategy(begin=begin, loss=loss, on_update=on_update)
+    scans = cohort()[:1]
+    end = train(scans, FRAMES[:2], recipe(strategy=strategy, num_steps=5))[-1]
+    np.testing.assert_allclose(
+        end.learned[scans[0].name].state["seen"], [0, 0.5, 1, 1.5, 2], rtol=1e-6
+    )
 
 
 def counting(on):

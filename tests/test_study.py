@@ -30,7 +30,7 @@ def test_every_choice_is_a_grid_that_differs_in_what_it_says(tmp_path):
     own = ("choices", "only")
     assert shipped == {k: v for k, v in config.to_dict().items() if k not in own}
     assert choices["frames_range"]["data"] == shipped["data"] | {"intensity_range": "frames"}
-    assert choices["diner_4096_points"]["overrides"] == "siren:field.w0=20,diner:batch_size=4096"
+    assert choices["diner_no_warmup"]["overrides"] == "siren:field.w0=20,diner:warmup_steps=0"
     for name, grid in choices.items():
         changed = {key for key in grid if grid[key] != shipped[key]}
         assert changed == set(config.choices[name]), name

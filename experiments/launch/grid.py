@@ -83,9 +83,6 @@ def _run_grid(config, cells: list[Cell], workdir: Path, console: Console, others
         for word in split_words(config["overrides"])
         if not any(words.is_for(word, cell.name, cell.config) for cell in cells)
     ]
-    if left_out := len(make_cells({**config, "cells": ""}, workdir)) - len(cells):
-        told = f"config.cells = {config['cells']!r} leaves out {left_out} of the cells"
-        console.print(told, markup=False)
     if idle:
         console.print(f"config.overrides of no cell in this grid: {', '.join(idle)}", markup=False)
     save_shown(workdir, [scan for s in scans.values() for scan in s], shown)
@@ -182,7 +179,9 @@ def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
     cells: list[Cell] = []
     for scenario, field, seed in itertools.product(scenarios, fields, seeds):
         twins: dict[str, str] = {}
-        for strategy, constants in strategies:
+        for strategy, constants, only in strategies:
+            if only not in ("", scenario):
+                continue
             cell = make_config(scenario, field, strategy)
             changed = {k: v for k, v in constants.items() if cell[strategy].get(k) != v}
             label = "_".join([strategy, *(f"{k}{words.short(v)}" for k, v in changed.items())])
@@ -201,7 +200,10 @@ def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
                     cells.append(Cell(name, cell, twins.get(first)))
                 twins.setdefault(first, name)
     if not cells:
-        raise ConfigError(f"config.cells = {config['cells']!r} leaves no cell of the grid.")
+        raise ConfigError(
+            f"config.strategies = {config['strategies']!r} in {', '.join(scenarios)}, and "
+            f"config.cells = {config['cells']!r}, leave no cell of the grid."
+        )
     return cells
 
 

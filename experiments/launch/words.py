@@ -2,26 +2,20 @@
 
 import fnmatch
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from nfcl_jax import strategies
 from nfcl_jax.config import split_words
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fields import FIELDS
+from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.strategies import STRATEGIES
 
 
 def matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """The names that one of the patterns is for, or all if there is none, without those that a
-    pattern after a "!" is for."""
-    patterns = list(patterns)
-    wanted = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"]
-    unwanted = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
-
-    def is_for(name, patterns):
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-    return [name for name in names if is_for(name, wanted) and not is_for(name, unwanted)]
+    """The names that one of the patterns is for; all if there is no pattern."""
+    patterns = list(patterns) or ["*"]
+    return [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
 
 
 def override(cell: dict[str, Any], name: str, words: str) -> None:
@@ -70,15 +64,35 @@ def is_for(word: str, name: str, cell: Mapping[str, Any]) -> bool:
     return pattern == cell["field"]["name"] or fnmatch.fnmatchcase(name, pattern)
 
 
-def strategies_of(words: str) -> list[tuple[str, dict[str, Any]]]:
-    """The strategies of a grid with the constants that each word gives, such as "ewc:weight=10".
+class Word(NamedTuple):
+    """A strategy of a grid, such as "ewc:weight=10@domain_expansion".
+
+    Attributes:
+      name: of the strategy.
+      constants: that the word gives.
+      scenario: the only one that it is used in; any if empty.
+    """
+
+    name: str
+    constants: dict[str, Any]
+    scenario: str
+
+
+def strategies_of(words: str) -> list[Word]:
+    """The strategies of a grid.
 
     Raises:
       ConfigError: for a word that is none.
     """
     found = []
     for word in split_words(words):
-        name, *pairs = word.split(":")
+        strategy, at, scenario = word.partition("@")
+        name, *pairs = strategy.split(":")
+        if at and scenario not in SCENARIOS:
+            raise ConfigError(
+                f"config.strategies: {word!r}: one of {', '.join(SCENARIOS)} after the @ would be "
+                "right."
+            )
         own = strategies.constants(name) if name in STRATEGIES else {}
         constants = dict(pair.partition("=")[::2] for pair in pairs)
         if name not in STRATEGIES or not set(constants) <= set(own):
@@ -87,7 +101,7 @@ def strategies_of(words: str) -> list[tuple[str, dict[str, Any]]]:
                 f"distillation:weight=10, got {word!r}."
             )
         try:
-            found.append((name, {k: _like(own[k], v) for k, v in constants.items()}))
+            found.append(Word(name, {k: _like(own[k], v) for k, v in constants.items()}, scenario))
         except ValueError as error:
             raise ConfigError(f"config.strategies: {word!r}: {error}.") from error
     if not found:

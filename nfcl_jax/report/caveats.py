@@ -58,7 +58,10 @@ def _not_as_shipped(runs: Sequence[FinishedRun]) -> list[str]:
     found: dict[str, dict[str, set[str]]] = {}  # scenarios, by the words and the field
     for run in runs:
         if run.field in FIELDS:
-            shipped = make_config(run.config["scenario"], run.field, run.config["strategy"])
+            name = run.config["strategy"]
+            shipped = make_config(run.config["scenario"], run.field, name)
+            if run.strategy != name:  # which has them
+                shipped[name] = run.config[name]
             for words in _changes(run.config, shipped):
                 own = found.setdefault(words, {}).setdefault(field_title(run.field), set())
                 own.add(run.config["scenario"].replace("_", " "))
