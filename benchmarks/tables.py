@@ -106,7 +106,7 @@ def summary(timings: Sequence[Timing]) -> str:
             # The scaling times the case that it starts from again.
             columns.setdefault(t.points, {}).setdefault(key, f"{faster}{t.fraction_of_matmul:.0%}")
     frame = pd.DataFrame(columns).rename_axis(["scenario", "strategy", "field"]).reset_index()
-    shown = frame.rename(columns=lambda name: f"{name:,}" if name in columns else name)
+    shown = frame.rename(columns=lambda name: f"{name:,}" if name in columns else name).fillna("-")
     return markdown(shown) + "\n"
 
 

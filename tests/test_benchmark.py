@@ -78,6 +78,15 @@ def test_the_page_on_performance_shows_the_last_run():
     assert records[0]["machine"] in page
 
 
+def test_a_case_that_is_not_timed_yet_has_no_number():
+    records = json.loads((REPOSITORY / "docs/performance/benchmark.json").read_text())
+    timings = [tables.Timing(**{k: r[k] for k in tables.Timing._fields}) for r in records]
+    two = [t for t in timings if (t.field, t.points) in {("siren", 1024), ("diner", 4096)}]
+    for row in tables.summary(two).splitlines()[2:]:
+        assert row.split("|")[4 if "DINER" in row else 5].strip() == "-"
+        assert "x, " in row
+
+
 def test_time_to_quality_is_of_the_first_number_of_steps_that_is_enough():
     pytest.importorskip("torch")
     from benchmarks import quality
