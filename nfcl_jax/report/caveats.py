@@ -1,6 +1,7 @@
 """What a reader must know before believing the numbers of a report."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,13 +55,15 @@ def caveats(
 
 def _not_as_shipped(runs: Sequence[FinishedRun]) -> list[str]:
     """Every setting that changes results and is not its default, with the fields that have it so,
-    and the scenario if it is one of several."""
+    and the scenario if it is one of several; but not the constants that tell a field's runs of one
+    strategy apart, which their names have."""
     found: dict[str, dict[str, set[str]]] = {}  # scenarios, by the words and the field
+    variants = Counter(map(_but_for_constants, runs))
     for run in runs:
         if run.field in FIELDS:
             name = run.config["strategy"]
             shipped = make_config(run.config["scenario"], run.field, name)
-            if run.strategy != name:  # which has them
+            if variants[_but_for_constants(run)] > 1:
                 shipped[name] = run.config[name]
             for words in _changes(run.config, shipped):
                 own = found.setdefault(words, {}).setdefault(field_title(run.field), set())
@@ -73,6 +76,10 @@ def _not_as_shipped(runs: Sequence[FinishedRun]) -> list[str]:
             scenarios = sorted(where) if where != everywhere else []
             lines.append(f"Not as shipped: {'; '.join([words, *scenarios])} ({names}).")
     return lines
+
+
+def _but_for_constants(run: FinishedRun) -> tuple:
+    return run.config["scenario"], run.field, run.config["strategy"], run.config["seed"]
 
 
 def _changes(config: Mapping[str, Any], shipped: Mapping[str, Any], section: str = ""):
