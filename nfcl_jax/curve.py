@@ -89,7 +89,7 @@ def class_losses(
     offset: Int[Array, ""] | None,
     head: Head,
     classes: Int[Array, " points"],
-) -> tuple[Float[Array, " points"], list[Float[Array, "points channels"]]]:
+) -> tuple[Float[Array, " points"], list[Float[Array, "_ channels"]]]:
     """The losses of a mask's head, and what `interpolate` says.
 
     Args:

@@ -89,7 +89,7 @@ def test_the_commands_on_acdc_run(command, phantom_root, folder):
     command = command.replace("/data/ACDC/training", str(phantom_root))
     command = command.replace("patient022", "patient003") + " --config.num_steps=2"
     if "experiments.paper" in command:
-        command += " --config.cells=domain_expansion-siren-*"
+        command += " --config.cells=domain_expansion-siren-finetune-*"
     done = run(command + " --config.batch_size=64", folder)
     assert done.returncode == 0, done.stderr
 
