@@ -30,6 +30,8 @@ def test_every_choice_is_a_grid_that_differs_in_what_it_says(tmp_path):
     own = ("choices", "only")
     assert shipped == {k: v for k, v in config.to_dict().items() if k not in own}
     assert choices["frames_range"]["data"] == shipped["data"] | {"intensity_range": "frames"}
+    few = f"siren:field.w0=20,diner:batch_size=4096,{study.DRAWN_APART}"
+    assert choices["diner_4096_points"]["overrides"] == few
     assert choices["diner_no_warmup"]["overrides"] == "siren:field.w0=20,diner:warmup_steps=0"
     for name, grid in choices.items():
         changed = {key for key in grid if grid[key] != shipped[key]}
