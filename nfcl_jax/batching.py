@@ -142,4 +142,4 @@ def compile_for(mesh: Mesh) -> Programs:
 
 def _render_scan(static, params, scan, stop):
     field, num_points = static
-    return render(field, params, scan.shape, num_points, stop)
+    return render(field, params, scan.grid, num_points, stop)

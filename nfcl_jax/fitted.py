@@ -17,6 +17,7 @@ import numpy as np
 from nfcl_jax.fields import Params
 from nfcl_jax.geometry import Grid
 from nfcl_jax.params import evaluate
+from nfcl_jax.points import VoxelGrid
 
 UNITS = ("grid", "mm")
 BLOCK = 8192  # points that a field is asked at once
@@ -150,7 +151,9 @@ class FittedField:
                 f"{index.min()} to {index.max()}."
             )
         index = index.astype(np.int32)
-        return _blockwise(lambda block: _evaluate(*self._field(), block, self._shape()), index)
+        return _blockwise(
+            lambda block: _evaluate(*self._field(), block, VoxelGrid(self._shape())), index
+        )
 
     def on_grid(self, axes: Sequence[np.ndarray]) -> np.ndarray:
         """Raw outputs at the product of coordinates along each axis, (x, y, z, channels) or

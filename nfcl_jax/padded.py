@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from nfcl_jax.points import Points, take
+from nfcl_jax.points import Points, VoxelGrid, take
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import Head
 
 
 class PaddedScan(NamedTuple):
-    """One scan, or a batch of them along a leading axis; `shape` is its own, without padding."""
+    """One scan, or a batch of them along a leading axis; `grid` is its own, without padding."""
 
     intensities: Float[Array, "*batch points"]
     labels: Int[Array, "*batch points"] | None
-    shape: Int[Array, "*batch axes"]
+    grid: VoxelGrid
     key: Key[Array, "*batch"]
 
 
@@ -60,7 +60,7 @@ def stack_scans(scans: Sequence[Scan], num_voxels: int, seed: int) -> PaddedScan
     return PaddedScan(
         intensities=jnp.stack([flat(scan.intensities, np.float32) for scan in scans]),
         labels=jnp.stack([flat(scan.labels, np.int32) for scan in scans]) if has_labels else None,
-        shape=jnp.array([scan.shape for scan in scans], jnp.int32),
+        grid=VoxelGrid(jnp.array([scan.shape for scan in scans], jnp.int32)),
         key=jnp.stack([scan_key(seed, scan.name) for scan in scans]),
     )
 

@@ -8,19 +8,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nfcl_jax.fields import Params
-from nfcl_jax.points import index_to_coords
+from nfcl_jax.points import VoxelGrid, index_to_coords
 
 
 def evaluate(
-    field: nn.Module, params: Params, index: Int[Array, " points"], shape: Int[Array, " axes"]
+    field: nn.Module, params: Params, index: Int[Array, " points"], grid: VoxelGrid
 ) -> Float[Array, "points channels"]:
-    """The field's raw outputs at voxels of a grid of `shape`."""
-    return field.apply(params, field_inputs(field, index, shape))
+    """The field's raw outputs at voxels."""
+    return field.apply(params, field_inputs(field, index, grid))
 
 
-def field_inputs(field: nn.Module, index: Int[Array, " points"], shape: Int[Array, " axes"]):
+def field_inputs(field: nn.Module, index: Int[Array, " points"], grid: VoxelGrid):
     """What the field takes for a voxel: its flat index (DINER) or its coordinates."""
-    return index if field.on_grid else index_to_coords(index, shape)
+    return index if field.on_grid else index_to_coords(index, grid)
 
 
 def apply_in_blocks(
@@ -41,7 +41,7 @@ def apply_in_blocks(
 def render(
     field: nn.Module,
     params: Params,
-    shape: Int[Array, " axes"],
+    grid: VoxelGrid,
     num_points: int,
     stop: Int[Array, ""],
     block: int = 8192,
@@ -55,7 +55,7 @@ def render(
     def fill(i, outputs):
         index = i * block + jnp.arange(block)
         return jax.lax.dynamic_update_slice(
-            outputs, evaluate(field, params, index, shape), (i * block, 0)
+            outputs, evaluate(field, params, index, grid), (i * block, 0)
         )
 
     padded = -(-num_points // block) * block
@@ -117,12 +117,12 @@ def resize_tables(tree: Any, rows: int) -> Any:
 
 
 def looked_up(
-    field: nn.Module, params: Params, index: Int[Array, " points"], shape: Int[Array, " axes"]
+    field: nn.Module, params: Params, index: Int[Array, " points"], grid: VoxelGrid
 ) -> tuple[nn.Module, Params, Array]:
     """A field at voxels as a module, parameters and inputs, the table, if it has one, with the
     entries of these voxels alone: differentiable by voxel, and small."""
     if not field.on_grid:
-        return field, params, field_inputs(field, index, shape)
+        return field, params, field_inputs(field, index, grid)
     entries = params["params"]["table"][index]
     own = {"params": params["params"] | {"table": entries}}
     return field.clone(rows=len(index)), own, jnp.arange(len(index))

@@ -12,6 +12,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 
+class VoxelGrid(NamedTuple):
+    """The grid of a scan, without what places it in the scanner.
+
+    Attributes:
+      shape: (x, y, z), or (frame, x, y, z).
+      times: of the frames, in [-1, 1]; None where they are equidistant, from -1 to 1.
+    """
+
+    shape: Int[Array, " axes"]
+    times: Float[Array, " frames"] | None = None
+
+    @property
+    def axes(self) -> int:
+        """Of the coordinates of a voxel."""
+        return self.shape.shape[-1]
+
+    @property
+    def num_voxels(self) -> Int[Array, ""]:
+        """Of one frame."""
+        return jnp.prod(self.shape[-3:])
+
+
 class Points(NamedTuple):
     """Voxels that a step looks at.
 
@@ -40,21 +62,17 @@ def take(values: Shaped[Array, "voxels ..."], points: Points) -> Shaped[Array, "
     return jax.lax.dynamic_slice_in_dim(values, points.first, len(points.index))
 
 
-def num_voxels(shape: Int[Array, " axes"]) -> Int[Array, ""]:
-    """Voxels of one frame: the product of the last three axes."""
-    return jnp.prod(shape[-3:])
-
-
-def index_to_coords(
-    index: Int[Array, " points"], shape: Int[Array, " axes"]
-) -> Float[Array, "points axes"]:
+def index_to_coords(index: Int[Array, " points"], grid: VoxelGrid) -> Float[Array, "points axes"]:
     """Coordinates of voxels, one row each: (x, y, z), or (x, y, z, t) on a grid with frames.
 
-    Each axis runs from -1 at its first voxel to 1 at its last; an axis of a single voxel is at 0.
-    `index` is flat over `shape`, which is (x, y, z) or (frame, x, y, z).
+    Each axis runs from -1 at its first voxel to 1 at its last, but for the frames of a grid that
+    has their times; an axis of a single voxel is at 0.
     """
     positions = []
-    for size in reversed(list(shape)):
+    for size in reversed(list(grid.shape)):
+        if grid.times is not None and len(positions) == 3:
+            positions.insert(0, grid.times[index])
+            break
         # Not `%` and `//`, which take pains over negative numbers.
         position = jax.lax.rem(index, size)
         positions.insert(0, 2.0 * position / jnp.maximum(size - 1, 1) - jnp.where(size > 1, 1, 0))
@@ -63,19 +81,17 @@ def index_to_coords(
     return jnp.stack(time_last, axis=-1).astype(jnp.float32)
 
 
-def frame_range(
-    frames: Int[Array, "2"], shape: Int[Array, " axes"]
-) -> tuple[Int[Array, ""], Int[Array, ""]]:
+def frame_range(frames: Int[Array, "2"], grid: VoxelGrid) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """First flat index of frame `frames[0]`, and the one after the last of `frames[1] - 1`."""
-    voxels = num_voxels(shape)
+    voxels = grid.num_voxels
     return frames[0] * voxels, frames[1] * voxels
 
 
 def covering_range(
-    frames: Int[Array, "ranges 2"], shape: Int[Array, " axes"]
+    frames: Int[Array, "ranges 2"], grid: VoxelGrid
 ) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """The `frame_range` from the first of several ranges of frames to the last."""
-    return frame_range(jnp.stack([frames[:, 0].min(), frames[:, 1].max()]), shape)
+    return frame_range(jnp.stack([frames[:, 0].min(), frames[:, 1].max()]), grid)
 
 
 def sample_points(
@@ -99,9 +115,9 @@ def all_points(num_points: int, start: Int[Array, ""], stop: Int[Array, ""]) -> 
 
 
 def sample_coords(
-    key: Key[Array, ""], points: Points, shape: Int[Array, " axes"]
+    key: Key[Array, ""], points: Points, grid: VoxelGrid
 ) -> Float[Array, "points axes"]:
     """Continuous positions: x, y and z uniform in [-1, 1], the time that of each point's frame."""
-    coords = index_to_coords(points.index, shape)
+    coords = index_to_coords(points.index, grid)
     space = jax.random.uniform(key, (coords.shape[0], 3), minval=-1.0, maxval=1.0)
     return coords.at[:, :3].set(space)

@@ -54,8 +54,8 @@ def start_task(
     grown where the task needs more channels. So is the optimiser, unless Adam's moments are given.
     """
     params, of_strategy, moments = state
-    params = begun(static.field, params, scan.key, task.number, scan.shape.size)
-    start, _ = grid.frame_range(task.frames, scan.shape)
+    params = begun(static.field, params, scan.key, task.number, scan.grid.axes)
+    start, _ = grid.frame_range(task.frames, scan.grid)
     _, learning, _ = learning_part(static, params, start)
     of_optimiser = optimiser(static).init(learning)
     if moments is not None:
@@ -87,7 +87,7 @@ def fit_steps(
 
     Each minimises the fitting loss plus what the strategy adds.
     """
-    start, _ = grid.frame_range(steps.task.frames, own.scan.shape)
+    start, _ = grid.frame_range(steps.task.frames, own.scan.grid)
     field, learning, offset = learning_part(static, state.params, start)
     losses_in = losses_of_step(static, field, offset, own, steps.task)
     change, strategy = optimiser(static), static.strategy
@@ -139,13 +139,13 @@ def losses_of_step(
     key = jax.random.fold_in(scan.key, task.number)
     # The names are part of every run's random numbers.
     fit_key, sample_key = stream(key, "fit"), stream(key, "rehearsal")
-    start, stop = grid.frame_range(task.frames, scan.shape)
+    start, stop = grid.frame_range(task.frames, scan.grid)
     draw = drawing(static, static.num_frames, start, stop)
 
     def losses_at(i, of_strategy):
         view = view_of(static, scan, task, own.memory, i)
         points = draw(jax.random.fold_in(fit_key, i))
-        inputs = field_inputs(static.field, points.index, scan.shape)
+        inputs = field_inputs(static.field, points.index, scan.grid)
         targets = targets_at(static.head, scan, points)
         sample = None
         if strategy.sample:
@@ -210,7 +210,7 @@ def view_of(
     """What the strategy sees in a step; None if it does nothing."""
     if not static.strategy.acts:
         return None
-    start, stop = grid.covering_range(task.earlier_frames, scan.shape)
+    start, stop = grid.covering_range(task.earlier_frames, scan.grid)
     num_indices = static.num_earlier_frames * static.num_voxels
     return TaskView(
         field=static.field,
@@ -263,7 +263,7 @@ def curve_error(
     """
     view = view_of(static, scan, task)
     domains = [Domain(static.head, task.frames), *(view.earlier if view else ())]
-    ranges = [(head, *grid.frame_range(frames, scan.shape)) for head, frames in domains]
+    ranges = [(head, *grid.frame_range(frames, scan.grid)) for head, frames in domains]
     return error(static.field, *state, ranges)
 
 

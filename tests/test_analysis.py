@@ -19,6 +19,7 @@ from nfcl_jax.errors import ReportError
 from nfcl_jax.fields import FIELDS, create_field, init_params
 from nfcl_jax.fitting import BatchTask, start_batch, task_arguments
 from nfcl_jax.params import evaluate
+from nfcl_jax.points import VoxelGrid
 from nfcl_jax.records import Learned
 from nfcl_jax.report.results import finished_runs
 from nfcl_jax.run_folder import tasks_of
@@ -43,7 +44,7 @@ def test_the_kernel_is_that_of_explicit_jacobians(name):
 
     def jacobian(index, channels):
         def outputs(p):
-            return evaluate(field, p, jnp.array(index), jnp.array(SHAPE))[:, channels]
+            return evaluate(field, p, jnp.array(index), VoxelGrid(jnp.array(SHAPE)))[:, channels]
 
         leaves = jax.tree.leaves(jax.jacrev(outputs)(params))
         rows = len(index) * (channels.stop - channels.start)

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import FRAMES, IMAGE_AND_MASK, SMALL, params_of, recipe, scans_for, train
-from test_strategies import IMAGE, SHAPE, VOXELS, begin, make, make_view
+from test_strategies import IMAGE, GRID, VOXELS, begin, make, make_view
 
 from nfcl_jax import points as grid
 from nfcl_jax.fields import create_field
 from nfcl_jax.padded import stream
 from nfcl_jax.params import evaluate, looked_up, num_output_channels
+from nfcl_jax.points import VoxelGrid
 from nfcl_jax.scenarios import MASK
 from nfcl_jax.strategies import ewc, importance, mas
 
@@ -20,7 +21,7 @@ def explicit(view, field, params, head, index):
     voxels and classes k of p_k (d log p_k)^2."""
 
     def log_answers(p):
-        small, own, inputs = looked_up(field, params, index, SHAPE)
+        small, own, inputs = looked_up(field, params, index, GRID)
         if "table" in own["params"]:
             p = {"params": p["params"] | {"table": p["params"]["table"][index]}}
         outputs = small.apply(p, inputs)[:, head.channels]
@@ -96,7 +97,7 @@ def test_mas_is_the_mean_size_of_the_derivatives_of_the_answers_length(head, mon
     drawn = grid.sample_points(stream(view.key, "importance"), 64, *ends).index
 
     def lengths(p):
-        outputs = evaluate(field, p, drawn, SHAPE)[:, head.channels]
+        outputs = evaluate(field, p, drawn, GRID)[:, head.channels]
         said = outputs if head == IMAGE else jax.nn.softmax(outputs)
         return jnp.sum(said**2, axis=-1)
 
@@ -139,7 +140,7 @@ def test_it_keeps_the_field_nearer_to_what_it_was(name, tasks):
             params = params_of(result)[scan.name]
             config = {"name": name, **SMALL}
             field = create_field(config, num_output_channels(params), scan.intensities.size)
-            images.append(evaluate(field, params, index, jnp.array(scan.shape))[:, 0])
+            images.append(evaluate(field, params, index, VoxelGrid(jnp.array(scan.shape)))[:, 0])
         moved.append(float(jnp.sqrt(jnp.mean(jnp.square(images[1] - images[0])))))
     assert moved[2] < 0.5 * moved[0]
     assert moved[2] < moved[1] < 1.2 * moved[0]

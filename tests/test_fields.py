@@ -5,8 +5,10 @@ import pytest
 
 from nfcl_jax.fields import FIELDS, checks, constants, create_field, init_params
 from nfcl_jax.params import evaluate, num_parameters
+from nfcl_jax.points import VoxelGrid
 
-SHAPE = jnp.array((4, 5, 6, 3))
+SHAPE = (4, 5, 6, 3)
+GRID = VoxelGrid(jnp.array(SHAPE))
 ROWS = 4 * 5 * 6 * 3
 CONSTANTS = {
     "pe_relu": {"num_frequencies": 10},
@@ -56,7 +58,7 @@ def test_output_is_the_fields_equation(name, channels):
     if name == "diner":  # as after training: entries of a size that the layers can tell apart
         params = {"params": params["params"] | {"table": params["params"]["table"] * 1e4}}
     index = np.arange(0, ROWS, 7)
-    actual = evaluate(field, params, jnp.asarray(index), SHAPE)
+    actual = evaluate(field, params, jnp.asarray(index), GRID)
     np.testing.assert_allclose(actual, numpy_field(name, params, index), rtol=1e-4, atol=2e-4)
 
 
@@ -71,7 +73,7 @@ def test_gradient_agrees_with_finite_differences(name):
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
 
         def loss(params):
-            return jnp.sum(evaluate(field, params, index, SHAPE).astype(jnp.float64) ** 2)
+            return jnp.sum(evaluate(field, params, index, GRID).astype(jnp.float64) ** 2)
 
         gradient = jax.grad(loss)(params)
         rng = np.random.default_rng(1)
@@ -102,11 +104,11 @@ def test_finers_scale_is_detached_by_default_and_only_the_gradient_knows():
     params = make("finer")[1]
     index = jnp.arange(0, ROWS, 11)
     fields = [make("finer", detach_scale=detach)[0] for detach in (True, False)]
-    outputs = [evaluate(field, params, index, SHAPE) for field in fields]
+    outputs = [evaluate(field, params, index, GRID) for field in fields]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     norms = []
     for field in fields:
-        gradient = jax.grad(lambda p, f=field: jnp.sum(evaluate(f, p, index, SHAPE) ** 2))(params)
+        gradient = jax.grad(lambda p, f=field: jnp.sum(evaluate(f, p, index, GRID) ** 2))(params)
         norms.append(np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradient))))
     assert make("finer")[0].detach_scale
     assert 0.5 < norms[0] / norms[1] < 0.95

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 from small import FRAMES, SMALL, recipe, scans_for, train
-from test_strategies import IMAGE, SHAPE, VOXELS, make_view
+from test_strategies import IMAGE, GRID, VOXELS, make_view
 
 from nfcl_jax.errors import InactivePenaltyError
 from nfcl_jax.fields import create_field
@@ -53,7 +53,7 @@ def test_a_projected_update_changes_no_output_that_the_basis_knows(name):
     changed, _ = ogd.ogd(32, 32).on_update(view, state, params, update, None)
 
     def answers(p):
-        return evaluate(field, p, index, SHAPE)[:, 0]
+        return evaluate(field, p, index, GRID)[:, 0]
 
     before, after = (jax.jvp(answers, (params,), (u,))[1] for u in (update, changed))
     assert jnp.abs(after).max() < 1e-3 * jnp.abs(before).max()

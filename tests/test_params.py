@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from test_fields import ROWS, SHAPE, all_fields, make
+from test_fields import ROWS, GRID, all_fields, make
 
 from nfcl_jax.params import (
     evaluate,
@@ -23,7 +23,7 @@ def test_growing_the_output_leaves_the_image_as_it_was(name):
     larger, fresh = make(name, channels=5, seed=1)
     grown = grow_output(params, fresh)
     index = jnp.arange(0, ROWS, 3)
-    before, after = evaluate(field, params, index, SHAPE), evaluate(larger, grown, index, SHAPE)
+    before, after = evaluate(field, params, index, GRID), evaluate(larger, grown, index, GRID)
     np.testing.assert_allclose(after[:, :1], before, rtol=1e-5, atol=1e-6)
     new = grown["params"]["output"]["kernel"][:, 1:]
     np.testing.assert_array_equal(new, fresh["params"]["output"]["kernel"][:, 1:])
@@ -33,8 +33,8 @@ def test_growing_the_output_leaves_the_image_as_it_was(name):
 @all_fields
 def test_rendering_in_blocks_is_asking_everywhere(name):
     field, params = make(name, channels=2)
-    whole = evaluate(field, params, jnp.arange(ROWS), SHAPE)
-    rendered = render(field, params, SHAPE, ROWS, jnp.int32(250), block=64)
+    whole = evaluate(field, params, jnp.arange(ROWS), GRID)
+    rendered = render(field, params, GRID, ROWS, jnp.int32(250), block=64)
     np.testing.assert_allclose(rendered[:250], whole[:250], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(rendered[256:], 0)
 
@@ -57,10 +57,10 @@ def test_padding_the_output_adds_zeros_alone(name):
     padded = pad_output(params, 5)
     assert num_output_channels(padded) == field_of(field, padded).channels == 5
     index = jnp.arange(0, ROWS, 7)
-    outputs = evaluate(field_of(field, padded), padded, index, SHAPE)
+    outputs = evaluate(field_of(field, padded), padded, index, GRID)
     np.testing.assert_array_equal(outputs[:, 2:], 0)
     np.testing.assert_allclose(
-        outputs[:, :2], evaluate(field, params, index, SHAPE), rtol=1e-5, atol=1e-6
+        outputs[:, :2], evaluate(field, params, index, GRID), rtol=1e-5, atol=1e-6
     )
 
 
@@ -68,8 +68,8 @@ def test_padding_the_output_adds_zeros_alone(name):
 def test_a_field_of_some_voxels_answers_there_as_the_whole_one(name):
     field, params = make(name)
     index = jnp.array([3, 300, 3, 77])
-    small, own, inputs = looked_up(field, params, index, SHAPE)
+    small, own, inputs = looked_up(field, params, index, GRID)
     answers = small.apply(own, inputs)
-    np.testing.assert_allclose(answers, evaluate(field, params, index, SHAPE), rtol=1e-6)
+    np.testing.assert_allclose(answers, evaluate(field, params, index, GRID), rtol=1e-6)
     if name == "diner":
         assert own["params"]["table"].shape == (4, 1)

@@ -13,7 +13,7 @@ def test_coordinates_are_a_linspace_per_axis_with_time_last(shape):
     axes = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape]
     expected = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(shape))
     expected = np.roll(expected, -(len(shape) - 3), axis=1)
-    coords = grid.index_to_coords(jnp.arange(len(expected)), jnp.array(shape))
+    coords = grid.index_to_coords(jnp.arange(len(expected)), grid.VoxelGrid(jnp.array(shape)))
     np.testing.assert_allclose(coords, expected, atol=1e-6)
 
 
@@ -27,19 +27,19 @@ def nearest_voxel(coords, shape):
 @pytest.mark.parametrize("shape", [*SHAPES, (4, 512, 428, 18)])
 def test_every_voxel_has_a_coordinate_of_its_own(shape):
     index = np.random.default_rng(0).integers(np.prod(shape), size=10_000)
-    coords = grid.index_to_coords(jnp.asarray(index, jnp.int32), jnp.array(shape))
+    coords = grid.index_to_coords(jnp.asarray(index, jnp.int32), grid.VoxelGrid(jnp.array(shape)))
     np.testing.assert_array_equal(nearest_voxel(coords, shape), index)
 
 
 def test_frames_are_at_the_times_of_the_paper():
     first_of_frame = jnp.arange(4) * 24
-    coords = grid.index_to_coords(first_of_frame, jnp.array((4, 2, 3, 4)))
+    coords = grid.index_to_coords(first_of_frame, grid.VoxelGrid(jnp.array((4, 2, 3, 4))))
     np.testing.assert_allclose(coords[:, 3], [-1, -1 / 3, 1 / 3, 1], atol=1e-6)
     np.testing.assert_array_equal(coords[:, :3], -1)
 
 
 def test_frame_range_is_contiguous_in_the_patients_own_size():
-    start, stop = grid.frame_range(jnp.array([1, 3]), jnp.array((4, 2, 3, 5)))
+    start, stop = grid.frame_range(jnp.array([1, 3]), grid.VoxelGrid(jnp.array((4, 2, 3, 5))))
     assert (start, stop) == (30, 90)
 
 
@@ -62,10 +62,22 @@ def test_all_points_are_each_weighted_once():
 
 
 def test_continuous_coordinates_keep_the_frames_time():
-    shape = jnp.array((4, 5, 6, 7))
+    shape = grid.VoxelGrid(jnp.array((4, 5, 6, 7)))
     points = grid.sample_points(jax.random.key(0), 5000, jnp.int32(0), jnp.int32(420))
     coords = grid.sample_coords(jax.random.key(1), points, shape)
     np.testing.assert_allclose(np.unique(coords[:, 3]), [-1, -1 / 3], atol=1e-6)
     np.testing.assert_allclose(coords[:, :3].min(0), -1, atol=0.01)
     np.testing.assert_allclose(coords[:, :3].max(0), 1, atol=0.01)
     assert len(np.unique(coords[:, 0])) > 4000
+
+
+def test_frames_have_the_times_that_a_grid_gives_them():
+    shape = jnp.array((3, 2, 3, 4))
+    index = jnp.arange(72)
+    times = jnp.array([0.25, -1.0, 0.5])
+    coords = grid.index_to_coords(index, grid.VoxelGrid(shape, times))
+    np.testing.assert_array_equal(coords[:, 3], np.repeat(times, 24))
+    equidistant = grid.index_to_coords(index, grid.VoxelGrid(shape))
+    np.testing.assert_array_equal(coords[:, :3], equidistant[:, :3])
+    same = grid.index_to_coords(index, grid.VoxelGrid(shape, jnp.array([-1.0, 0.0, 1.0])))
+    np.testing.assert_array_equal(same, equidistant)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import FRAMES, IMAGE_AND_MASK, recipe, scans_for, train
-from test_strategies import IMAGE, NEW, SHAPE, VOXELS, loss_of, make, make_view
+from test_strategies import IMAGE, NEW, GRID, VOXELS, loss_of, make, make_view
 
 from nfcl_jax import points as grid
 from nfcl_jax.params import evaluate
@@ -22,7 +22,7 @@ def test_joint_training_asks_for_the_true_values(name):
     strategy, key = joint(weight=3.0), jax.random.key(1)
     index = strategy.sample(view, {}, NEW, key).points.index
     assert index.max() < 2 * VOXELS
-    outputs = np.asarray(evaluate(field, params, index, SHAPE), float)
+    outputs = np.asarray(evaluate(field, params, index, GRID), float)
     image = np.mean((outputs[:, 0] - view.scan.intensities[index]) ** 2) / 2
     p = np.exp(outputs[:, 1:]) / np.exp(outputs[:, 1:]).sum(axis=1, keepdims=True)
     true = np.eye(4)[view.scan.labels[index]]

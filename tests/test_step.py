@@ -28,7 +28,7 @@ from nfcl_jax.fitting import BatchTask, task_arguments
 from nfcl_jax.loop import Start
 from nfcl_jax.padded import stream
 from nfcl_jax.params import evaluate
-from nfcl_jax.points import index_to_coords
+from nfcl_jax.points import VoxelGrid, index_to_coords
 from nfcl_jax.strategies.base import Strategy
 from nfcl_jax.strategies.distillation import Teacher, distillation
 from nfcl_jax.strategies.ewc import ewc
@@ -42,7 +42,7 @@ def test_the_first_step_is_adams_on_the_mean_huber_loss_of_the_volume():
     field = create_field({"name": "siren", **SMALL}, 1, 0)
     key = jax.random.fold_in(stream(jax.random.key(0), scan.name), 1)
     before = init_params(field, stream(key, "init"), axes=4)
-    coords = index_to_coords(jnp.arange(7 * 8 * 2), jnp.array(scan.shape))
+    coords = index_to_coords(jnp.arange(7 * 8 * 2), VoxelGrid(jnp.array(scan.shape)))
     target = jnp.asarray(scan.intensities[0].ravel())
 
     def loss(params):
@@ -71,7 +71,9 @@ def test_distillation_keeps_the_first_frame_nearer_to_the_teacher(name):
     first_frame, moved = jnp.arange(scan.num_voxels), []
     for how in (recipe(name), recipe(name, distillation(weight=10.0))):
         before, after = (
-            evaluate(field, params_of(result)[scan.name], first_frame, jnp.array(scan.shape))
+            evaluate(
+                field, params_of(result)[scan.name], first_frame, VoxelGrid(jnp.array(scan.shape))
+            )
             for result in train([scan], tasks, how._replace(batch_size=0, num_steps=100))
         )
         moved.append(float(jnp.sqrt(jnp.mean(jnp.square(after - before)))))

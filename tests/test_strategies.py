@@ -12,7 +12,7 @@ from nfcl_jax.strategies import FINETUNE, STRATEGIES, constants, create_strategy
 from nfcl_jax.strategies.base import Domain, TaskView
 from nfcl_jax.strategies.distillation import density, detail, distillation
 
-SHAPE = jnp.array((4, 6, 5, 3))
+GRID = grid.VoxelGrid(jnp.array((4, 6, 5, 3)))
 VOXELS = 90
 IMAGE = image_head(1.0)
 NEW = grid.Points(jnp.arange(10), jnp.ones(10))
@@ -25,12 +25,12 @@ def make(name, channels=5, seed=0):
 
 def make_view(field, heads=(IMAGE,), frames=((0, 2),), points_evaluated=10**6):
     frames = jnp.array(frames)
-    start, stop = grid.frame_range(jnp.stack([frames[:, 0].min(), frames[:, 1].max()]), SHAPE)
+    start, stop = grid.frame_range(jnp.stack([frames[:, 0].min(), frames[:, 1].max()]), GRID)
     noise = jax.random.uniform(jax.random.key(9), (4 * VOXELS,))
     labels = (noise * 4).astype(jnp.int32)
     return TaskView(
         field=field,
-        scan=PaddedScan(noise, labels, SHAPE, jax.random.key(8)),
+        scan=PaddedScan(noise, labels, GRID, jax.random.key(8)),
         key=jax.random.key(7),
         new=Domain(IMAGE, jnp.array([2, 3])),
         previous=Domain(heads[-1], frames[-1]),
@@ -75,7 +75,7 @@ def test_away_from_the_teacher_the_loss_is_the_weighted_mean(name):
     strategy, key = distillation(weight=3.0), jax.random.key(2)
     view, _ = begin(strategy, make_view(field), teacher)
     index = strategy.sample(view, {}, NEW, key).points.index
-    answers = [evaluate(field, params, index, SHAPE)[:, 0] for params in (student, teacher)]
+    answers = [evaluate(field, params, index, GRID)[:, 0] for params in (student, teacher)]
     difference = answers[0] - answers[1]
     assert np.abs(difference).max() < 1
     expected = 3.0 * np.mean(np.square(difference)) / 2  # Huber's below 1
@@ -133,7 +133,7 @@ def test_continuous_points_lie_between_voxels_and_ask_the_teacher_there():
     strategy = distillation(weight=1.0, points="continuous")
     view, _ = begin(strategy, make_view(field), teacher)
     sample = strategy.sample(view, {}, NEW, jax.random.key(5))
-    coords = grid.index_to_coords(sample.points.index, SHAPE)
+    coords = grid.index_to_coords(sample.points.index, GRID)
     assert np.abs(sample.inputs[:, :3] - coords[:, :3]).max() > 0.1
     np.testing.assert_array_equal(sample.inputs[:, 3], coords[:, 3])
     np.testing.assert_allclose(sample.targets, field.apply(teacher, sample.inputs), rtol=1e-6)
@@ -146,7 +146,7 @@ def test_shared_points_are_the_new_tasks():
     sample = strategy.sample(view, {}, NEW, jax.random.key(5))
     assert sample.inputs is None
     np.testing.assert_array_equal(sample.points.index, NEW.index)
-    answers = evaluate(field, teacher, NEW.index, SHAPE)
+    answers = evaluate(field, teacher, NEW.index, GRID)
     np.testing.assert_allclose(sample.targets, answers, atol=1e-6)
     assert strategy.loss(view, {}, teacher, sample, answers) == pytest.approx(0, abs=1e-9)
     moved = strategy.loss(view, {}, teacher, sample, answers + 0.1)
@@ -159,7 +159,7 @@ def test_detail_is_the_length_of_the_differences_to_the_next_voxels():
     for axis in (1, 2, 3):
         padded = np.append(values, np.take(values, [-1], axis), axis)
         square += np.sum(np.diff(padded, axis=axis) ** 2, axis=-1)
-    found = detail(jnp.array(values.reshape(-1, 2)), SHAPE)
+    found = detail(jnp.array(values.reshape(-1, 2)), GRID.shape)
     np.testing.assert_allclose(found, np.sqrt(square).ravel(), rtol=1e-5)
 
 
@@ -184,7 +184,7 @@ def test_detailed_points_are_drawn_by_what_varies_in_the_earlier_domain_alone():
     inside = (np.arange(4 * VOXELS) // VOXELS >= 1) & (np.arange(4 * VOXELS) // VOXELS < 3)
     expected = (density(view, view.memory.outputs) + inside / (2 * VOXELS)) / 2
     assert (np.abs(drawn - expected) <= 5 * np.sqrt(expected / 20_000)).all()
-    answers = evaluate(field, teacher, sample.points.index, SHAPE)
+    answers = evaluate(field, teacher, sample.points.index, GRID)
     np.testing.assert_allclose(sample.targets, answers, atol=1e-6)
 
 

@@ -8,7 +8,7 @@ import pytest
 from nfcl_jax import fields
 from nfcl_jax import params as parameters
 from nfcl_jax.config import make_config
-from nfcl_jax.points import index_to_coords
+from nfcl_jax.points import VoxelGrid, index_to_coords
 
 torch = pytest.importorskip("torch", reason="pip install -e '.[benchmark]'")
 SHAPE = (4, 5, 4, 3)
@@ -31,10 +31,12 @@ def test_the_same_parameters_give_the_same_field(name):
         if name == "diner":
             theirs[0].table.copy_(torch.tensor(np.array(params["table"])))
     inputs = torch_loop.voxel_inputs(name, SHAPE)
-    coords = index_to_coords(jnp.arange(240), jnp.array(SHAPE))
+    coords = index_to_coords(jnp.arange(240), VoxelGrid(jnp.array(SHAPE)))
     if name != "diner":
         np.testing.assert_allclose(inputs, coords, atol=1e-6)
-    expected = parameters.evaluate(ours, {"params": params}, jnp.arange(240), jnp.array(SHAPE))
+    expected = parameters.evaluate(
+        ours, {"params": params}, jnp.arange(240), VoxelGrid(jnp.array(SHAPE))
+    )
     np.testing.assert_allclose(torch_loop.render(theirs, inputs), expected, atol=2e-3)
 
 

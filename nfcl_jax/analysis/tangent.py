@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from nfcl_jax.fields import Params
 from nfcl_jax.params import looked_up
+from nfcl_jax.points import VoxelGrid
 
 CHUNK = 16  # voxels whose derivatives by all parameters are made at once
 COLUMNS = 2**10  # parameters whose products are added up in double precision
@@ -41,7 +42,7 @@ def tangent(
 ) -> Tangent:
     """The derivatives of a field's raw outputs, its `channels`, at flat indices of a grid of
     `shape`."""
-    where = jnp.asarray(index), (channels.start, channels.stop), np.array(shape)
+    where = jnp.asarray(index), (channels.start, channels.stop), VoxelGrid(np.array(shape))
     with jax.default_matmul_precision("float32"):
         layers, entries = _derivatives(field, params, *where)
     count = channels.stop - channels.start
@@ -53,9 +54,9 @@ def tangent(
     )
 
 
-def _derivatives_at_all(field, params, index, channels, shape):
+def _derivatives_at_all(field, params, index, channels, grid):
     def at_one(voxel):
-        small, own, inputs = looked_up(field, params, voxel[None], shape)
+        small, own, inputs = looked_up(field, params, voxel[None], grid)
         found = jax.jacrev(lambda p: small.apply(p, inputs)[0, slice(*channels)])(own)["params"]
         count = channels[1] - channels[0]
         entries = found.pop("table", jnp.zeros((count, 1)))

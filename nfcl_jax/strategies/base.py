@@ -173,7 +173,7 @@ def loss_on_earlier(
     """
     total = jnp.zeros(())
     for head, frames in view.earlier:
-        first, stop = points.frame_range(frames, view.scan.shape)
+        first, stop = points.frame_range(frames, view.scan.grid)
         known = (asked.index >= first) & (asked.index < stop)
         loss = head.loss(outputs[:, head.channels], targets(head))
         total += weighted_mean(loss, asked.weights * known, padded or asked.first is not None)

@@ -53,8 +53,8 @@ def distillation(weight: float = 1.0, points: str = "voxels", ramp: float = 1.0)
         cheaper = points != "continuous" and view.num_indices <= view.points_evaluated
         if not cheaper and points != "detailed":
             return Teacher(params, None), state
-        field, shape = field_of(view.field, params), view.scan.shape
-        outputs = render(field, params, shape, view.num_indices, view.stop_index)
+        field = field_of(view.field, params)
+        outputs = render(field, params, view.scan.grid, view.num_indices, view.stop_index)
         cumulative = jnp.cumsum(density(view, outputs)) if points == "detailed" else None
         return Teacher(None, outputs, cumulative), state
 
@@ -68,9 +68,9 @@ def distillation(weight: float = 1.0, points: str = "voxels", ramp: float = 1.0)
             drawn = new if shared else view.draw(key)
         if points == "continuous":
             space_key = jax.random.fold_in(key, 1)
-            inputs = grid.sample_coords(space_key, drawn, view.scan.shape)
+            inputs = grid.sample_coords(space_key, drawn, view.scan.grid)
         else:
-            inputs = field_inputs(view.field, drawn.index, view.scan.shape)
+            inputs = field_inputs(view.field, drawn.index, view.scan.grid)
         teacher = view.memory
         if teacher.outputs is None:
             targets = field_of(view.field, teacher.params).apply(teacher.params, inputs)
@@ -94,9 +94,9 @@ def density(view: TaskView, outputs: Float[Array, "voxels channels"]) -> Float[A
     index, total = jnp.arange(len(outputs)), jnp.zeros(len(outputs))
     anywhere = jnp.zeros(len(outputs), bool)
     for head, frames in view.earlier:
-        first, stop = grid.frame_range(frames, view.scan.shape)
+        first, stop = grid.frame_range(frames, view.scan.grid)
         known = (index >= first) & (index < stop)
-        total += known * detail(head.as_targets(outputs[:, head.channels]), view.scan.shape)
+        total += known * detail(head.as_targets(outputs[:, head.channels]), view.scan.grid.shape)
         anywhere |= known
     varied = jnp.where(total.sum() > 0, total, anywhere)
     return varied / varied.sum()
@@ -121,7 +121,7 @@ def _detailed(view: TaskView, count: int, key: Key[Array, ""]) -> grid.Points:
     """Voxels of the earlier domain with replacement: half uniformly, half by their `density`."""
     frames = jnp.stack([domain.frames for domain in view.earlier])
     anywhere = grid.sample_points(
-        key, count - count // 2, *grid.covering_range(frames, view.scan.shape)
+        key, count - count // 2, *grid.covering_range(frames, view.scan.grid)
     )
     cumulative, key = view.memory.cumulative, jax.random.fold_in(key, 1)
     places = jax.random.uniform(key, (count // 2,), maxval=cumulative[-1])

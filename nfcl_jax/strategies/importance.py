@@ -78,12 +78,12 @@ def importance(
       size: of a derivative, its square for instance.
     """
     field, (head, frames) = field_of(view.field, params), view.previous
-    shape, key = view.scan.shape, stream(view.key, "importance")
-    start, stop = grid.frame_range(frames, shape)
+    voxels, key = view.scan.grid, stream(view.key, "importance")
+    start, stop = grid.frame_range(frames, voxels)
     drawn = grid.sample_points(key, NUM_POINTS, start, stop).index
 
     def sizes(index):
-        small, own, inputs = looked_up(field, params, index[None], shape)
+        small, own, inputs = looked_up(field, params, index[None], voxels)
         outputs, pull_back = jax.vjp(lambda p: small.apply(p, inputs)[0, head.channels], own)
         (gradients,) = jax.vmap(pull_back)(directions(head, outputs))
         return jax.tree.map(lambda g: jnp.sum(size(g), axis=0), gradients)
@@ -92,7 +92,7 @@ def importance(
         of_chunk = jax.vmap(sizes)(chunk)
         return jax.tree.map(lambda t, s: t + s.sum(axis=0), total, of_chunk), None
 
-    _, own, _ = looked_up(field, params, drawn[:1], shape)
+    _, own, _ = looked_up(field, params, drawn[:1], voxels)
     none = jax.tree.map(jnp.zeros_like, own)
     total, _ = jax.lax.scan(add, none, drawn.reshape(-1, CHUNK))
     total = jax.tree.map(lambda t: t / NUM_POINTS, total)
@@ -105,12 +105,12 @@ def importance(
 def _importance_of_rows(view, params, directions, size):
     """Of the table's rows in the frames of the last task, each at its own voxel; 0 elsewhere."""
     field, (head, frames) = field_of(view.field, params), view.previous
-    start, stop = grid.frame_range(frames, view.scan.shape)
+    start, stop = grid.frame_range(frames, view.scan.grid)
 
     def add(block, total):
         index = start + block * BLOCK + jnp.arange(BLOCK)
         inside, index = index < stop, jnp.minimum(index, stop - 1)
-        small, own, inputs = looked_up(field, params, index, view.scan.shape)
+        small, own, inputs = looked_up(field, params, index, view.scan.grid)
 
         def outputs_of(entries):
             changed = {"params": own["params"] | {"table": entries}}

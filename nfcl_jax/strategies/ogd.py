@@ -58,14 +58,14 @@ def sampled_gradients(view: TaskView, params: Params, count: int) -> Params:
     divided by the root of `count`. Of several channels, those of the last task's head, it is that
     of their sum with random signs, whose mean square is the sum of theirs."""
     field, (head, frames) = field_of(view.field, params), view.previous
-    start, stop = grid.frame_range(frames, view.scan.shape)
+    start, stop = grid.frame_range(frames, view.scan.grid)
     key = stream(view.key, "gradients")
     drawn = grid.sample_points(key, count, start, stop).index
     signs = jax.random.rademacher(jax.random.fold_in(key, 1), (count, head.num_channels), float)
 
     def gradient(of_voxel):
         index, sign = of_voxel
-        small, own, inputs = looked_up(field, params, index[None], view.scan.shape)
+        small, own, inputs = looked_up(field, params, index[None], view.scan.grid)
         found = jax.grad(lambda p: small.apply(p, inputs)[0, head.channels] @ sign)(own)
         if field.on_grid:
             table = jnp.zeros_like(params["params"]["table"])

@@ -48,7 +48,7 @@ def joint(weight: float = 1.0) -> Strategy:
 
     def sample(view: TaskView, state: dict, new: grid.Points, key) -> Sample:
         drawn, own = rehearsed(view, new, key)
-        inputs = None if own else field_inputs(view.field, drawn.index, view.scan.shape)
+        inputs = None if own else field_inputs(view.field, drawn.index, view.scan.grid)
         return Sample(inputs, drawn, None)
 
     return Strategy(sample=sample, loss=_loss_on_data(weight, padded=False), cost=2.0)
@@ -76,7 +76,7 @@ def replay(weight: float = 1.0, fraction: float = 0.1) -> Strategy:
 
         index = first[:-1] + jax.vmap(place)(jnp.arange(count), sizes.astype(jnp.uint32))
         frames = jnp.stack([domain.frames for domain in view.earlier])
-        start, stop = grid.covering_range(frames, view.scan.shape)
+        start, stop = grid.covering_range(frames, view.scan.grid)
         weights = ((start <= index) & (index < stop)).astype(jnp.float32)
         return Buffer(jnp.minimum(index, view.num_indices - 1), weights), state
 
@@ -89,7 +89,7 @@ def replay(weight: float = 1.0, fraction: float = 0.1) -> Strategy:
             first = jnp.argmax(kept.weights)
             chosen = grid.sample_points(key, len(new.index), first, first + count)
             drawn = grid.Points(kept.index[chosen.index], chosen.weights)
-        return Sample(field_inputs(view.field, drawn.index, view.scan.shape), drawn, None)
+        return Sample(field_inputs(view.field, drawn.index, view.scan.grid), drawn, None)
 
     return Strategy(begin, sample, _loss_on_data(weight, padded=True), cost=2.0)
 
