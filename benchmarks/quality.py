@@ -63,7 +63,9 @@ def by_torch(scan: Scan, config: dict[str, Any]) -> tuple[float, list[float]]:
         seen = num_frames(tasks[:number])
         inputs = voxel_inputs(config["field"]["name"], scan.shape)[: seen * scan.num_voxels]
         answers = render(field, inputs).reshape(seen, *scan.intensities.shape[1:], -1)
-        scores = [score(t, scan, answers)[metrics_of(t.head.kind)[0]] for t in tasks[:number]]
+        scores = [
+            score(t.lessons[0], scan, answers)[metrics_of(t.head.kind)[0]] for t in tasks[:number]
+        ]
         torch.save(field.state_dict(), Path(_OUT.value) / f"{number}.pt")
     return time.perf_counter() - started, scores
 

@@ -193,7 +193,7 @@ def task_step(
     data = TaskData(
         voxel_inputs(config["field"]["name"], scan.shape),
         torch.from_numpy(values),
-        tuple(frame * voxels for frame in tasks[-1].frames),
+        (tasks[-1].frames[0] * voxels, num_frames(tasks) * voxels),
         (0, num_frames(tasks[:-1]) * voxels),
     )
     weight = config["distillation"]["weight"] if teacher else 0.0

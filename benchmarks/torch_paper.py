@@ -77,7 +77,13 @@ def main(argv: list[str]) -> None:
                 answers = render(field, inputs[: seen * scan.num_voxels])
                 answers = answers.reshape(seen, *scan.intensities.shape[1:], -1)
                 for task in tasks[:number]:
-                    print(cell.name, scan.name, number, task.name, score(task, scan, answers))
+                    print(
+                        cell.name,
+                        scan.name,
+                        number,
+                        task.name,
+                        score(task.lessons[0], scan, answers),
+                    )
     print(f"{time.perf_counter() - started:.1f} s")
 
 

@@ -11,11 +11,11 @@ the end-diastolic and the end-systolic image, then the masks of both.
 import functools
 
 from configs import recommended
-from nfcl_jax.scenarios import MASK, SCENARIOS, Scenario, Task, frame_by_frame
+from nfcl_jax.scenarios import MASK, SCENARIOS, Scenario, Task, frame_by_frame, teach
 
 
 def frames_then_masks(huber_delta: float) -> tuple[Task, ...]:
-    return (*frame_by_frame(2, huber_delta), Task("masks", MASK, (0, 2)))
+    return (*frame_by_frame(2, huber_delta), teach("masks", MASK, range(2)))
 
 
 SCENARIOS["domain_expansion_12"] = Scenario(

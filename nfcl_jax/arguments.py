@@ -1,9 +1,11 @@
 """What the compiled programs are given, (static, state, scan, shared): what is static under jit,
 what the steps change, what is one scan's own, and what all scans of a batch share."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
@@ -11,8 +13,8 @@ from nfcl_jax.curve import is_curve
 from nfcl_jax.fields import Params
 from nfcl_jax.padded import PaddedScan
 from nfcl_jax.records import State
-from nfcl_jax.scenarios import Head
-from nfcl_jax.strategies.base import Strategy
+from nfcl_jax.scenarios import Head, Lesson, ranges_of
+from nfcl_jax.strategies.base import Domain, Strategy, Taught
 
 
 class Static(NamedTuple):
@@ -30,10 +32,10 @@ class Static(NamedTuple):
       steps_per_chunk: so many at most in one call of `fit_steps`.
       batch_size: points per step; 0 is every voxel of the task.
       num_voxels: of one frame, padded: the longest scan's of the batch.
-      head: what is learned.
-      num_frames: of the task.
-      previous_head: of the last task, or None if the strategy does nothing: without it, the first
-        task and the next are the same to the program.
+      heads: that are taught.
+      num_frames: from the task's first to its last.
+      previous_heads: of the last task, or none if the strategy does nothing: without them, the
+        first task and the next are the same to the program.
       earlier_heads: of all earlier tasks, or none likewise.
       num_earlier_frames: that cover them.
       revisits: whether a step asks every voxel of all earlier tasks, because they had these frames.
@@ -50,9 +52,9 @@ class Static(NamedTuple):
     steps_per_chunk: int
     batch_size: int
     num_voxels: int
-    head: Head
+    heads: tuple[Head, ...]
     num_frames: int
-    previous_head: Head | None
+    previous_heads: tuple[Head, ...]
     earlier_heads: tuple[Head, ...]
     num_earlier_frames: int
     revisits: bool
@@ -63,14 +65,21 @@ class Static(NamedTuple):
         return self.batch_size == 0 and is_curve(self.field)
 
 
+class Frames(NamedTuple):
+    """Of some tasks, as ranges: the first frame and the one after the last."""
+
+    of_heads: tuple[Int[Array, "ranges 2"], ...]
+    of_all: Int[Array, "ranges 2"]
+
+
 class TaskArrays(NamedTuple):
     """The task, for all scans of a batch alike. Arrays, so that the next task of the same kind runs
     in the same compiled program."""
 
     number: Int[Array, ""]
-    frames: Int[Array, "2"]
-    previous_frames: Int[Array, "2"]
-    earlier_frames: Int[Array, "heads 2"]
+    new: Frames
+    previous: Frames
+    earlier: Frames
     stop_earlier: Int[Array, ""]  # one flat index beyond the earlier tasks, in the largest scan
     stop_seen: Int[Array, ""]  # and beyond this task too
 
@@ -94,3 +103,23 @@ class TrainState(NamedTuple):
     params: Params
     opt_state: optax.OptState
     strategy: State
+
+
+def frames_of(lessons: Sequence[Lesson]) -> Frames:
+    """The frames of each lesson, and of all."""
+
+    def array(frames):
+        return jnp.array(ranges_of(frames) or [(0, 0)], jnp.int32)
+
+    of_all = (frame for lesson in lessons for frame in lesson.frames)
+    return Frames(tuple(array(lesson.frames) for lesson in lessons), array(of_all))
+
+
+def taught(heads: Sequence[Head], frames: Frames) -> Taught:
+    """What was, or is, taught to each of the heads."""
+    return Taught(tuple(map(Domain, heads, frames.of_heads)), frames.of_all)
+
+
+def first_index(task: TaskArrays, scan: PaddedScan) -> Int[Array, ""]:
+    """Of all flat indices that the task teaches."""
+    return task.new.of_all[0, 0] * scan.grid.num_voxels

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nfcl_jax.fields import Field, Params
 from nfcl_jax.losses import weighted_mean
-from nfcl_jax.points import Points, take
+from nfcl_jax.points import Points, inside, take
 from nfcl_jax.scenarios import Head
 
 MAX_ERROR = 3e-3  # of `error`, above which a run warns: a PSNR of 50 dB
@@ -218,7 +218,7 @@ def error(
     field: Field,
     params: Params,
     exact: Float[Array, "rows channels"],
-    domains: Sequence[tuple[Head, Int[Array, ""], Int[Array, ""]]],
+    domains: Sequence[tuple[Head, Int[Array, "ranges 2"]]],
 ) -> Float[Array, ""]:
     """How far the interpolation is from the field: the root mean square, over the voxels on which a
     head was asked and over its channels, of the difference in what the head says (intensities, or
@@ -228,16 +228,15 @@ def error(
       field: a curve.
       params: of the field.
       exact: what the field itself answers, by flat index.
-      domains: heads, each with the first flat index that it was asked at, and the one after the
-        last.
+      domains: heads, each with the ranges of flat indices that it was asked at.
     """
     index = jnp.arange(len(exact))
-    known = [(first <= index) & (index < stop) for _, first, stop in domains]
+    known = [inside(index, ranges) for _, ranges in domains]
     entries = params["params"]["table"][:, 0]
     knots = _ask(field, params, entries, functools.reduce(jnp.logical_or, known))
     between = _between(knots, entries)
     errors = []
-    for (head, _, _), rows in zip(domains, known, strict=True):
+    for (head, _), rows in zip(domains, known, strict=True):
         said = [head.as_targets(outputs[:, head.channels]) for outputs in (between, exact)]
         squares = jnp.mean((said[0] - said[1]) ** 2, axis=-1)
         errors.append(jnp.sqrt(weighted_mean(squares, rows.astype(jnp.float32), padded=True)))

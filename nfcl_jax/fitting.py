@@ -10,7 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nfcl_jax import metrics
-from nfcl_jax.arguments import ScanAndMemory, Static, Steps, TaskArrays, TrainState
+from nfcl_jax.arguments import (
+    ScanAndMemory,
+    Static,
+    Steps,
+    TaskArrays,
+    TrainState,
+    frames_of,
+)
 from nfcl_jax.batching import Programs, compile_for, filled
 from nfcl_jax.curve import points_asked
 from nfcl_jax.errors import InactivePenaltyError
@@ -19,7 +26,12 @@ from nfcl_jax.padded import PaddedScan, padded_size, stack_scans
 from nfcl_jax.params import resize_tables
 from nfcl_jax.records import Fit, Learned, Losses, Partial, PenaltyShare, Score
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import Task, merge_domains, num_channels, num_frames
+from nfcl_jax.scenarios import (
+    Task,
+    merge_lessons,
+    num_channels,
+    num_frames,
+)
 from nfcl_jax.strategies import FINETUNE
 from nfcl_jax.strategies.base import Strategy
 
@@ -96,7 +108,9 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
     *before, new = task.tasks
     recipe, largest = task.recipe, max(scan.num_voxels for scan in task.batch)
     strategy, factor = (recipe.strategy, recipe.later_factor) if before else (FINETUNE, 1.0)
-    earlier = merge_domains(before) if strategy.acts else {}
+    previous, earlier = (
+        merge_lessons(tasks) if strategy.acts else () for tasks in (before[-1:], before)
+    )
     stop_earlier, whole = num_frames(before) if earlier else 0, recipe.batch_size == 0
     static = Static(
         field=create_field(recipe.field, num_channels(task.tasks), task.rows),
@@ -110,19 +124,19 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
         steps_per_chunk=STEPS_PER_CHUNK,
         batch_size=recipe.batch_size,
         num_voxels=task.num_voxels,
-        head=new.head,
-        num_frames=new.frames[1] - new.frames[0],
-        previous_head=before[-1].head if earlier else None,
-        earlier_heads=tuple(earlier),
+        heads=tuple(lesson.head for lesson in new.lessons),
+        num_frames=new.frames[-1] + 1 - new.frames[0],
+        previous_heads=tuple(lesson.head for lesson in previous),
+        earlier_heads=tuple(lesson.head for lesson in earlier),
         # Only a step over every voxel needs to know; otherwise one program serves every task.
         num_earlier_frames=stop_earlier if whole else task.batch[0].num_frames,
-        revisits=whole and set(earlier.values()) == {new.frames},
+        revisits=whole and {frame for task in before for frame in task.frames} == set(new.frames),
     )
     arrays = TaskArrays(
         number=jnp.int32(len(task.tasks)),
-        frames=jnp.array(new.frames, jnp.int32),
-        previous_frames=jnp.array(before[-1].frames if before else (0, 0), jnp.int32),
-        earlier_frames=jnp.array(list(earlier.values()), jnp.int32).reshape(-1, 2),
+        new=frames_of(new.lessons),
+        previous=frames_of(previous),
+        earlier=frames_of(earlier),
         stop_earlier=jnp.int32(stop_earlier * largest),
         stop_seen=jnp.int32(num_frames(task.tasks) * largest),
     )
@@ -212,17 +226,20 @@ def _finished(
     scores = [
         Score(scan.patient, scan.image, number, evaluated, metric, value)
         for evaluated, seen in enumerate(tasks, start=1)
-        for metric, value in metrics.score(seen, scan, outputs).items()
+        for lesson in seen.lessons
+        for metric, value in metrics.score(lesson, scan, outputs).items()
     ]
     bad = np.flatnonzero(~np.isfinite(end.losses.fit + end.losses.penalty))
-    diverged = bool(bad.size) or metrics.has_diverged(tasks[-1], outputs)
+    lessons = tasks[-1].lessons
+    diverged = bool(bad.size) or any(metrics.has_diverged(own, outputs) for own in lessons)
+    collapsed = any(metrics.has_collapsed(own, scan, outputs) for own in lessons)
     fit = Fit(
         patient=scan.patient,
         image=scan.image,
         task=number,
         final_loss=float(end.losses.fit[-1]),
         final_penalty=float(end.losses.penalty[-1]),
-        collapsed=bool(not diverged and metrics.has_collapsed(tasks[-1], scan, outputs)),
+        collapsed=bool(not diverged and collapsed),
         diverged=diverged,
         first_bad_step=int(bad[0]) + 1 if bad.size else 0,
         penalty_share=share.loss if share else 0.0,

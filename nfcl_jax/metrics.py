@@ -11,7 +11,7 @@ import numpy as np
 from skimage.metrics import structural_similarity
 
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import Task
+from nfcl_jax.scenarios import Lesson
 
 SSIM_WINDOW = 7  # voxels: a slice must be as large to be scored
 COLLAPSED_CONTRAST = 0.01
@@ -102,57 +102,57 @@ def format_score(metric: str, mean: float, std: float) -> str:
     return format_number(metric, mean) + deviation
 
 
-def score(task: Task, scan: Scan, outputs: np.ndarray) -> dict[str, float]:
-    """Every metric of a task's kind on its frames, averaged over them.
+def score(lesson: Lesson, scan: Scan, outputs: np.ndarray) -> dict[str, float]:
+    """Every metric of a lesson's kind on its frames, averaged over them.
 
     Args:
-      task: what was learned.
+      lesson: what was learned.
       scan: the ground truth.
-      outputs: raw outputs of the field, (frames, x, y, z, channels), at least the task's frames.
+      outputs: raw outputs of the field, (frames, x, y, z, channels), at least the lesson's frames.
 
     Returns:
       A value by each metric's name. A class that neither mask has is NaN and left out of the mean;
       every score of outputs that are not finite is NaN.
     """
-    scores = [_score_frame(task, scan, outputs, frame) for frame in range(*task.frames)]
+    scores = [_score_frame(lesson, scan, outputs, frame) for frame in lesson.frames]
     return {metric: float(np.mean([s[metric] for s in scores])) for metric in scores[0]}
 
 
-def _score_frame(task: Task, scan: Scan, outputs: np.ndarray, frame: int) -> dict[str, float]:
-    channels, names = outputs[frame][..., task.head.channels], metrics_of(task.head.kind)
+def _score_frame(lesson: Lesson, scan: Scan, outputs: np.ndarray, frame: int) -> dict[str, float]:
+    channels, names = outputs[frame][..., lesson.head.channels], metrics_of(lesson.head.kind)
     if not np.isfinite(channels).all():
         return dict.fromkeys(names, float("nan"))
-    prediction = predicted(task, channels)
-    return {name: METRICS[name].function(truth(task, scan)[frame], prediction) for name in names}
+    prediction = predicted(lesson, channels)
+    return {name: METRICS[name].function(truth(lesson, scan)[frame], prediction) for name in names}
 
 
-def truth(task: Task, scan: Scan) -> np.ndarray:
-    """What a task's head should be on every frame, (frames, x, y, z): intensities, or labels."""
-    return scan.intensities if task.head.kind == "image" else scan.labels
+def truth(lesson: Lesson, scan: Scan) -> np.ndarray:
+    """What a lesson's head should be on every frame, (frames, x, y, z): intensities, or labels."""
+    return scan.intensities if lesson.head.kind == "image" else scan.labels
 
 
-def predicted(task: Task, channels: np.ndarray) -> np.ndarray:
-    """What the channels of a task's head say, (..., channels) -> (...): the intensity, clipped to
+def predicted(lesson: Lesson, channels: np.ndarray) -> np.ndarray:
+    """What the channels of a lesson's head say, (..., channels) -> (...): the intensity, clipped to
     [0, 1], or the label of the largest logit."""
-    if task.head.kind == "image":
+    if lesson.head.kind == "image":
         return np.clip(channels[..., 0], 0, 1)
     return np.argmax(channels, axis=-1)
 
 
-def has_diverged(task: Task, outputs: np.ndarray) -> bool:
-    """Whether the field's outputs on the task's frames are not all finite."""
-    return not np.isfinite(_taught(task, outputs)).all()
+def has_diverged(lesson: Lesson, outputs: np.ndarray) -> bool:
+    """Whether the field's outputs on the lesson's frames are not all finite."""
+    return not np.isfinite(_taught(lesson, outputs)).all()
 
 
-def has_collapsed(task: Task, scan: Scan, outputs: np.ndarray) -> bool:
-    """Whether a fit came out as a constant: on the task's frames the field's outputs (for a mask,
+def has_collapsed(lesson: Lesson, scan: Scan, outputs: np.ndarray) -> bool:
+    """Whether a fit came out as a constant: on the lesson's frames the field's outputs (for a mask,
     the probabilities of its classes) vary by less than 1% of the standard deviation that the
     target has, in every channel that varies in the target at all."""
-    taught, target = _taught(task, outputs), truth(task, scan)[slice(*task.frames)]
-    if task.head.kind == "image":
+    taught, target = _taught(lesson, outputs), truth(lesson, scan)[list(lesson.frames)]
+    if lesson.head.kind == "image":
         target = target[..., None]
     else:
-        target = np.eye(task.head.num_channels)[target]
+        target = np.eye(lesson.head.num_channels)[target]
         exponentials = np.exp(taught - taught.max(axis=-1, keepdims=True))
         taught = exponentials / exponentials.sum(axis=-1, keepdims=True)
     axes = tuple(range(target.ndim - 1))
@@ -161,6 +161,6 @@ def has_collapsed(task: Task, scan: Scan, outputs: np.ndarray) -> bool:
     return bool((contrast < COLLAPSED_CONTRAST).all())
 
 
-def _taught(task: Task, outputs: np.ndarray) -> np.ndarray:
-    """The task's own channels on the task's own frames."""
-    return outputs[slice(*task.frames)][..., task.head.channels]
+def _taught(lesson: Lesson, outputs: np.ndarray) -> np.ndarray:
+    """Its own channels on its own frames."""
+    return outputs[list(lesson.frames)][..., lesson.head.channels]

@@ -5,9 +5,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
-from nfcl_jax.fields import Params
+from nfcl_jax.fields import Params, init_params
+from nfcl_jax.padded import stream
 from nfcl_jax.points import VoxelGrid, index_to_coords
 
 
@@ -80,6 +81,21 @@ def grow_output(params: Params, fresh: Params) -> Params:
 
     old, new = params["params"], fresh["params"]
     return {"params": old | {"output": jax.tree.map(widen, old["output"], new["output"])}}
+
+
+def begun(
+    field: nn.Module,
+    params: Params | None,
+    key: Key[Array, ""],
+    number: int | Int[Array, ""],
+    axes: int,
+) -> Params:
+    """A field's parameters as task `number` begins, from what the last task left, or None; `key` is
+    the scan's. New outputs are drawn the same wherever this is called."""
+    fresh = init_params(field, stream(jax.random.fold_in(key, number), "init"), axes)
+    # A copy, because the state's buffers are donated to each step and a teacher's are not.
+    params = jax.tree.map(jnp.copy, fresh if params is None else params)
+    return params if num_output_channels(params) == field.channels else grow_output(params, fresh)
 
 
 def pad_output(params: Params, channels: int) -> Params:

@@ -5,11 +5,12 @@ A scan's voxels are numbered by one flat index in C order over its grid: (x, y, 
 static tuples, which lets patients of different shapes share one compiled program.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 
 class VoxelGrid(NamedTuple):
@@ -81,37 +82,50 @@ def index_to_coords(index: Int[Array, " points"], grid: VoxelGrid) -> Float[Arra
     return jnp.stack(time_last, axis=-1).astype(jnp.float32)
 
 
-def frame_range(frames: Int[Array, "2"], grid: VoxelGrid) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """First flat index of frame `frames[0]`, and the one after the last of `frames[1] - 1`."""
-    voxels = grid.num_voxels
-    return frames[0] * voxels, frames[1] * voxels
+def index_ranges(frames: Int[Array, "ranges 2"], grid: VoxelGrid) -> Int[Array, "ranges 2"]:
+    """The flat indices of ranges of frames, both as their first and the one after their last."""
+    return frames * grid.num_voxels
 
 
-def covering_range(
-    frames: Int[Array, "ranges 2"], grid: VoxelGrid
-) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """The `frame_range` from the first of several ranges of frames to the last."""
-    return frame_range(jnp.stack([frames[:, 0].min(), frames[:, 1].max()]), grid)
+def inside(index: Int[Array, " points"], ranges: Int[Array, "ranges 2"]) -> Bool[Array, " points"]:
+    """Whether indices are in one of the ranges."""
+    first, stop = ranges[:, 0], ranges[:, 1]
+    return jnp.any((index[:, None] >= first) & (index[:, None] < stop), axis=1)
 
 
-def sample_points(
-    key: Key[Array, ""], num_points: int, start: Int[Array, ""], stop: Int[Array, ""]
-) -> Points:
-    """`num_points` flat indices drawn uniformly, with replacement, from [start, stop).
+def sample_points(key: Key[Array, ""], num_points: int, ranges: Int[Array, "ranges 2"]) -> Points:
+    """`num_points` flat indices drawn uniformly, with replacement, from ranges in ascending order.
 
-    The remainder of 32 random bits favours the first indices by one part in 2^32 / (stop - start),
-    which is nothing for a scan, and is half the program that `jax.random.randint` is.
+    The remainder of 32 random bits favours the first of N indices by one part in 2^32 / N, which is
+    nothing for a scan, and is half the program that `jax.random.randint` is.
     """
     bits = jax.random.bits(key, (num_points,), jnp.uint32)
-    index = start + (bits % (stop - start).astype(jnp.uint32)).astype(jnp.int32)
-    return Points(index, jnp.ones(num_points))
+    sizes = ranges[:, 1] - ranges[:, 0]
+    place = (bits % jnp.sum(sizes).astype(jnp.uint32)).astype(jnp.int32)
+    if len(ranges) == 1:
+        return Points(ranges[0, 0] + place, jnp.ones(num_points))
+    before = jnp.cumsum(sizes) - sizes
+    which = jnp.searchsorted(before, place, side="right") - 1
+    return Points(place + (ranges[:, 0] - before)[which], jnp.ones(num_points))
 
 
-def all_points(num_points: int, start: Int[Array, ""], stop: Int[Array, ""]) -> Points:
-    """Every flat index of [start, stop), and then, without weight, those that follow, up to
-    `num_points`, which must be at least `stop - start`."""
+def all_points(num_points: int, ranges: Int[Array, "ranges 2"]) -> Points:
+    """Every flat index from the first range to the last, and then those that follow, up to
+    `num_points`, which must be enough; without weight where they are in no range."""
+    start = ranges[0, 0]
     index = start + jnp.arange(num_points)
-    return Points(index, (index < stop).astype(jnp.float32), jnp.asarray(start))
+    known = index < ranges[0, 1] if len(ranges) == 1 else inside(index, ranges)
+    return Points(index, known.astype(jnp.float32), start)
+
+
+def drawing(
+    batch_size: int, num_points: int, ranges: Int[Array, "ranges 2"]
+) -> Callable[[Key[Array, ""]], Points]:
+    """key -> the points of one step on ranges of flat indices: a sample or, if `batch_size` is 0,
+    every one of them, which `num_points` must cover."""
+    if batch_size == 0:
+        return lambda key: all_points(num_points, ranges)
+    return lambda key: sample_points(key, batch_size, ranges)
 
 
 def sample_coords(

@@ -238,7 +238,7 @@ class Run:
             kept: dict[str, list[float]] = {}
             for t in tasks:
                 metric = metrics_of(t.head.kind)[0]
-                kept.setdefault(metric, []).append(score_task(t, scan, outputs)[metric])
+                kept.setdefault(metric, []).append(score_task(t.lessons[0], scan, outputs)[metric])
             return {metric: float(np.mean(values)) for metric, values in kept.items()}
 
         stored = DATASETS[dataset].stored_voxels

@@ -6,7 +6,7 @@ entry in SCENARIOS.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -56,12 +56,33 @@ def image_head(huber_delta: float) -> Head:
 MASK = Head("mask", "mask", 1, NUM_CLASSES, losses.binary_cross_entropy, jax.nn.softmax)
 
 
+class Lesson(NamedTuple):
+    """A head, and the frames on which it is taught, from 0, in ascending order."""
+
+    head: Head
+    frames: tuple[int, ...]
+
+
 class Task(NamedTuple):
-    """Learn `head` on the frames `frames[0]` to `frames[1] - 1`."""
+    """What is learned together: each head at most once."""
 
     name: str
-    head: Head
-    frames: tuple[int, int]
+    lessons: tuple[Lesson, ...]
+
+    @property
+    def head(self) -> Head:
+        """Of the first lesson."""
+        return self.lessons[0].head
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Of all lessons, in ascending order."""
+        return tuple(sorted({frame for lesson in self.lessons for frame in lesson.frames}))
+
+
+def teach(name: str, head: Head, frames: Iterable[int]) -> Task:
+    """The task of one head on these frames."""
+    return Task(name, (Lesson(head, tuple(frames)),))
 
 
 class Scenario(NamedTuple):
@@ -98,12 +119,12 @@ class Scenario(NamedTuple):
 def frame_by_frame(num_frames: int, huber_delta: float = 1.0) -> tuple[Task, ...]:
     """The frames of a cine, one after the other."""
     image = image_head(huber_delta)
-    return tuple(Task(f"frame {f + 1}", image, (f, f + 1)) for f in range(num_frames))
+    return tuple(teach(f"frame {f + 1}", image, [f]) for f in range(num_frames))
 
 
 def image_then_mask(huber_delta: float = 1.0) -> tuple[Task, ...]:
     """The image of one frame, then its segmentation mask."""
-    return (Task("image", image_head(huber_delta), (0, 1)), Task("mask", MASK, (0, 1)))
+    return (teach("image", image_head(huber_delta), [0]), teach("mask", MASK, [0]))
 
 
 # The weights of distillation are by a sweep on real patients (docs/reproduction.md); earlier data
@@ -135,24 +156,28 @@ SCENARIOS: dict[str, Scenario] = {
 
 def num_channels(tasks: Sequence[Task]) -> int:
     """Output channels that a field needs for `tasks`."""
-    return max(task.head.channels.stop for task in tasks)
+    return max(lesson.head.channels.stop for task in tasks for lesson in task.lessons)
 
 
 def num_frames(tasks: Sequence[Task]) -> int:
     """One more than the last frame of `tasks`."""
-    return max((task.frames[1] for task in tasks), default=0)
+    return max((task.frames[-1] + 1 for task in tasks), default=0)
 
 
-def merge_domains(tasks: Sequence[Task]) -> dict[Head, tuple[int, int]]:
-    """For each head that `tasks` taught, the frames on which they did.
+def merge_lessons(tasks: Iterable[Task]) -> tuple[Lesson, ...]:
+    """Each head that `tasks` taught, with all frames on which they did."""
+    frames: dict[Head, set[int]] = {}
+    for lesson in (lesson for task in tasks for lesson in task.lessons):
+        frames.setdefault(lesson.head, set()).update(lesson.frames)
+    return tuple(Lesson(head, tuple(sorted(own))) for head, own in frames.items())
 
-    Raises:
-      ValueError: if a head's frames are not one contiguous range.
-    """
-    domains: dict[Head, tuple[int, int]] = {}
-    for task in tasks:
-        first, stop = domains.get(task.head, task.frames)
-        if task.frames[0] > stop or task.frames[1] < first:
-            raise ValueError(f"the frames of {task.head.name} before {task.name} leave a gap.")
-        domains[task.head] = (min(first, task.frames[0]), max(stop, task.frames[1]))
-    return domains
+
+def ranges_of(frames: Iterable[int]) -> list[tuple[int, int]]:
+    """Frames as ranges without a gap, each the first frame and the one after the last."""
+    ranges: list[tuple[int, int]] = []
+    for frame in sorted(set(frames)):
+        if ranges and ranges[-1][1] == frame:
+            ranges[-1] = ranges[-1][0], frame + 1
+        else:
+            ranges.append((frame, frame + 1))
+    return ranges

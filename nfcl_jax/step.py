@@ -11,27 +11,34 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from nfcl_jax import points as grid
-from nfcl_jax.arguments import ScanAndMemory, Static, Steps, TaskArrays, TrainState
+from nfcl_jax.arguments import (
+    ScanAndMemory,
+    Static,
+    Steps,
+    TaskArrays,
+    TrainState,
+    first_index,
+    taught,
+)
 from nfcl_jax.curve import class_losses, error, interpolate
-from nfcl_jax.fields import Params, init_params
+from nfcl_jax.fields import Params
 from nfcl_jax.losses import weighted_mean
 from nfcl_jax.optimiser import optimiser
 from nfcl_jax.padded import PaddedScan, stream, targets_at
 from nfcl_jax.params import (
     apply_in_blocks,
+    begun,
     field_inputs,
-    grow_output,
-    num_output_channels,
     pad_output,
     replace_window,
     table_window,
 )
 from nfcl_jax.points import Points, take
 from nfcl_jax.records import Losses, PenaltyShare, State
-from nfcl_jax.strategies.base import Domain, TaskView
+from nfcl_jax.strategies.base import TaskView, loss_on
 
 
 def begin_task(
@@ -55,29 +62,13 @@ def start_task(
     """
     params, of_strategy, moments = state
     params = begun(static.field, params, scan.key, task.number, scan.grid.axes)
-    start, _ = grid.frame_range(task.frames, scan.grid)
-    _, learning, _ = learning_part(static, params, start)
+    _, learning, _ = learning_part(static, params, first_index(task, scan))
     of_optimiser = optimiser(static).init(learning)
     if moments is not None:
         adam, *schedule = of_optimiser
         grown = {k: pad_output(moments[k], static.field.channels) for k in ("mu", "nu")}
         of_optimiser = (adam._replace(count=moments["count"], **grown), *schedule)
     return TrainState(params, of_optimiser, of_strategy)
-
-
-def begun(
-    field: nn.Module,
-    params: Params | None,
-    key: Key[Array, ""],
-    number: int | Int[Array, ""],
-    axes: int,
-) -> Params:
-    """A field's parameters as task `number` begins, from what the last task left, or None; `key` is
-    the scan's. New outputs are drawn the same wherever this is called."""
-    fresh = init_params(field, stream(jax.random.fold_in(key, number), "init"), axes)
-    # A copy, because the state's buffers are donated to each step and a teacher's are not.
-    params = jax.tree.map(jnp.copy, fresh if params is None else params)
-    return params if num_output_channels(params) == field.channels else grow_output(params, fresh)
 
 
 def fit_steps(
@@ -87,7 +78,7 @@ def fit_steps(
 
     Each minimises the fitting loss plus what the strategy adds.
     """
-    start, _ = grid.frame_range(steps.task.frames, own.scan.grid)
+    start = first_index(steps.task, own.scan)
     field, learning, offset = learning_part(static, state.params, start)
     losses_in = losses_of_step(static, field, offset, own, steps.task)
     change, strategy = optimiser(static), static.strategy
@@ -139,18 +130,24 @@ def losses_of_step(
     key = jax.random.fold_in(scan.key, task.number)
     # The names are part of every run's random numbers.
     fit_key, sample_key = stream(key, "fit"), stream(key, "rehearsal")
-    start, stop = grid.frame_range(task.frames, scan.grid)
-    draw = drawing(static, static.num_frames, start, stop)
+    new = taught(static.heads, task.new)
+    ranges = grid.index_ranges(new.frames, scan.grid)
+    draw = grid.drawing(static.batch_size, static.num_frames * static.num_voxels, ranges)
+    (head,) = static.heads if len(static.heads) == 1 else (None,)
+    as_curve = static.asks_curve and head is not None and head.kind == "mask"
 
     def losses_at(i, of_strategy):
         view = view_of(static, scan, task, own.memory, i)
         points = draw(jax.random.fold_in(fit_key, i))
         inputs = field_inputs(static.field, points.index, scan.grid)
-        targets = targets_at(static.head, scan, points)
         sample = None
         if strategy.sample:
             step_key = jax.random.fold_in(sample_key, i)
             sample = strategy.sample(view, of_strategy, points, step_key)
+
+        def targets(head):
+            return targets_at(head, scan, points)
+
         elsewhere = sample is not None and sample.inputs is not None
 
         asked = (
@@ -158,14 +155,14 @@ def losses_of_step(
         )
 
         def losses(params):
-            if static.asks_curve and static.head.kind == "mask":
+            if as_curve:
                 of_points = [points for _, points in asked]
                 classes = take(scan.labels, points)
-                loss, answers = class_losses(field, params, of_points, offset, static.head, classes)
+                loss, answers = class_losses(field, params, of_points, offset, head, classes)
+                fit = weighted_mean(loss, points.weights, padded=points.first is not None)
             else:
                 answers = answers_at(static, field, params, asked, offset)
-                loss = static.head.loss(answers[0][:, static.head.channels], targets)
-            fit = weighted_mean(loss, points.weights, padded=points.first is not None)
+                fit = loss_on(new.domains, scan.grid, points, answers[0], targets)
             if strategy.loss is None:
                 return Losses(fit, jnp.zeros(()))
             return Losses(fit, strategy.loss(view, of_strategy, params, sample, answers[-1]))
@@ -173,13 +170,6 @@ def losses_of_step(
         return losses
 
     return losses_at
-
-
-def drawing(static: Static, num_frames: int, start, stop) -> Callable[[Key[Array, ""]], Points]:
-    """key -> the points of one step on a domain of flat indices: a sample, or every voxel."""
-    if static.batch_size == 0:
-        return lambda key: grid.all_points(num_frames * static.num_voxels, start, stop)
-    return lambda key: grid.sample_points(key, static.batch_size, start, stop)
 
 
 def answers_at(
@@ -210,17 +200,18 @@ def view_of(
     """What the strategy sees in a step; None if it does nothing."""
     if not static.strategy.acts:
         return None
-    start, stop = grid.covering_range(task.earlier_frames, scan.grid)
+    earlier = taught(static.earlier_heads, task.earlier)
+    ranges = grid.index_ranges(earlier.frames, scan.grid)
     num_indices = static.num_earlier_frames * static.num_voxels
     return TaskView(
         field=static.field,
         scan=scan,
         key=jax.random.fold_in(scan.key, task.number),
-        new=Domain(static.head, task.frames),
-        previous=Domain(static.previous_head, task.previous_frames),
-        earlier=tuple(map(Domain, static.earlier_heads, task.earlier_frames)),
+        new=taught(static.heads, task.new),
+        previous=taught(static.previous_heads, task.previous),
+        earlier=earlier,
         revisits=static.revisits,
-        draw=drawing(static, static.num_earlier_frames, start, stop),
+        draw=grid.drawing(static.batch_size, num_indices, ranges),
         num_indices=num_indices,
         stop_index=task.stop_earlier,
         points_evaluated=static.num_steps * (static.batch_size or num_indices),
@@ -262,8 +253,8 @@ def curve_error(
       task: that was learned.
     """
     view = view_of(static, scan, task)
-    domains = [Domain(static.head, task.frames), *(view.earlier if view else ())]
-    ranges = [(head, *grid.frame_range(frames, scan.grid)) for head, frames in domains]
+    domains = taught(static.heads, task.new).domains + (view.earlier.domains if view else ())
+    ranges = [(head, grid.index_ranges(frames, scan.grid)) for head, frames in domains]
     return error(static.field, *state, ranges)
 
 

@@ -39,7 +39,7 @@ def make(knots, channels=5, **constants):
 
 
 def everywhere(start=0, stop=ROWS):
-    return all_points(ROWS - start, jnp.int32(start), jnp.int32(stop))
+    return all_points(ROWS - start, jnp.array([[start, stop]]))
 
 
 def test_it_is_linear_interpolation_between_knots():
@@ -136,7 +136,7 @@ def test_padding_moves_no_loss_of_a_mask():
     whole = losses(table, everywhere(10, 40), None)
     far = table.at[40:].set(1e6).at[:10].set(-1e6)
     np.testing.assert_array_equal(whole, losses(far, everywhere(10, 40), None))
-    window = all_points(ROWS - 10, jnp.int32(10), jnp.int32(40))
+    window = all_points(ROWS - 10, jnp.array([[10, 40]]))
     np.testing.assert_array_equal(whole, losses(table[10:], window, jnp.int32(10)))
 
 
@@ -184,7 +184,7 @@ def test_the_error_is_that_of_the_worst_head_and_falls_with_the_knots():
         field, params = make(knots)
         exact = field.apply(params, jnp.arange(ROWS))
         between = curve.interpolate(field, params, [everywhere()])
-        domains = [(head, jnp.int32(0), jnp.int32(ROWS)) for head in (image_head(1.0), MASK)]
+        domains = [(head, jnp.array([[0, ROWS]])) for head in (image_head(1.0), MASK)]
         by_hand = [
             np.sqrt(np.mean(np.square(between[:, :1] - exact[:, :1]))),
             np.sqrt(
@@ -206,7 +206,7 @@ def test_padding_moves_no_knot():
         whole[:30], curve.interpolate(field, moved, [everywhere(10, 40)])[:30]
     )
     window = {"params": params["params"] | {"table": params["params"]["table"][10:]}}
-    points = all_points(ROWS - 10, jnp.int32(10), jnp.int32(40))
+    points = all_points(ROWS - 10, jnp.array([[10, 40]]))
     np.testing.assert_array_equal(
         whole[:30], curve.interpolate(field, window, [points], jnp.int32(10))[:30]
     )

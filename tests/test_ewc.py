@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import FRAMES, IMAGE_AND_MASK, SMALL, params_of, recipe, scans_for, train
-from test_strategies import IMAGE, GRID, VOXELS, begin, make, make_view
+from test_strategies import GRID, IMAGE, VOXELS, begin, make, make_view
 
 from nfcl_jax import points as grid
 from nfcl_jax.fields import create_field
@@ -48,8 +48,8 @@ def test_importance_is_the_fisher_information_by_explicit_jacobians(name, head, 
         params["params"]["table"] *= 1e4
     view = make_view(field, (IMAGE, head), ((0, 2), (1, 2)))
     own = importance.importance(view, params, ewc.likelihood_gradients, jnp.square)
-    ends = jnp.int32(VOXELS), jnp.int32(2 * VOXELS)
-    drawn = grid.sample_points(stream(view.key, "importance"), 64, *ends).index
+    ranges = jnp.array([[VOXELS, 2 * VOXELS]])
+    drawn = grid.sample_points(stream(view.key, "importance"), 64, ranges).index
     expected = explicit(view, field, params, head, drawn)
     if name == "diner":  # the rows' is of every voxel of the last task
         every = explicit(view, field, params, head, jnp.arange(VOXELS, 2 * VOXELS))
@@ -93,8 +93,8 @@ def test_mas_is_the_mean_size_of_the_derivatives_of_the_answers_length(head, mon
     params = field.init(jax.random.key(0), jnp.zeros((1, 4)))
     view = make_view(field, (IMAGE, head), ((0, 2), (1, 2)))
     own = importance.importance(view, params, mas.length_gradient, jnp.abs)
-    ends = jnp.int32(VOXELS), jnp.int32(2 * VOXELS)
-    drawn = grid.sample_points(stream(view.key, "importance"), 64, *ends).index
+    ranges = jnp.array([[VOXELS, 2 * VOXELS]])
+    drawn = grid.sample_points(stream(view.key, "importance"), 64, ranges).index
 
     def lengths(p):
         outputs = evaluate(field, p, drawn, GRID)[:, head.channels]

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 ORDER = [
-    "errors", "checks", "sine", "points", "losses", "scan", "fields", "params", "scenarios",
-    "padded", "curve", "records", "storage",
+    "errors", "checks", "sine", "points", "losses", "scan", "fields", "scenarios",
+    "padded", "params", "curve", "records", "storage",
     "strategies.base", "strategies.distillation", "strategies.replay", "strategies.importance",
     "strategies.ewc", "strategies.mas", "strategies.ogd", "strategies",
     "metrics", "arguments", "optimiser", "step", "batching", "fitting", "loop",

@@ -54,18 +54,18 @@ def test_the_mean_dice_is_over_whatever_classes_there_are():
 
 
 def test_an_image_is_clipped_before_it_is_scored():
-    scan, task = make_scan(), frame_by_frame(4)[1]
+    scan, lesson = make_scan(), frame_by_frame(4)[1].lessons[0]
     outputs = scan.intensities[..., None] + np.where(scan.intensities > 0.5, 10.0, -10.0)[..., None]
     ideal = np.where(scan.intensities > 0.5, 1.0, 0.0)
-    scores = metrics.score(task, scan, outputs)
+    scores = metrics.score(lesson, scan, outputs)
     assert scores["psnr"] == pytest.approx(metrics.psnr(scan.intensities[1], ideal[1]))
 
 
 def test_a_mask_is_scored_by_its_largest_logit_without_absent_classes():
-    scan, task = make_scan("ED"), image_then_mask()[1]
+    scan, lesson = make_scan("ED"), image_then_mask()[1].lessons[0]
     scan.labels[scan.labels == 3] = 0
     logits = np.concatenate([RNG.normal(size=(*SHAPE, 1)), np.eye(4)[scan.labels] * 5], axis=-1)
-    scores = metrics.score(task, scan, logits)
+    scores = metrics.score(lesson, scan, logits)
     assert scores["dsc_rv"] == scores["dsc_myo"] == 1
     assert np.isnan(scores["dsc_lv"])
     assert scores["dsc"] == 1
@@ -75,7 +75,7 @@ def test_outputs_that_are_not_finite_have_no_score():
     scan = make_scan()
     outputs = np.full((*SHAPE, 5), 0.5)
     outputs[1, 3, 3, 1, :] = np.nan
-    frame_1, frame_2 = frame_by_frame(4)[:2]
+    frame_1, frame_2 = (task.lessons[0] for task in frame_by_frame(4)[:2])
     assert np.isnan(list(metrics.score(frame_2, scan, outputs).values())).all()
     assert np.isfinite(list(metrics.score(frame_1, scan, outputs).values())).all()
     assert metrics.has_diverged(frame_2, outputs)
@@ -83,7 +83,8 @@ def test_outputs_that_are_not_finite_have_no_score():
 
 
 def test_a_constant_has_collapsed_and_a_poor_fit_has_not():
-    scan, (image, mask) = make_scan("ED"), image_then_mask()
+    scan = make_scan("ED")
+    image, mask = (task.lessons[0] for task in image_then_mask())
     outputs = np.zeros((*SHAPE, 5), "f4")
     outputs[..., 0] = 0.37
     assert metrics.has_collapsed(image, scan, outputs)
@@ -95,7 +96,7 @@ def test_a_constant_has_collapsed_and_a_poor_fit_has_not():
 
 
 def test_a_mask_whose_logits_vary_together_has_collapsed():
-    scan, mask = make_scan("ED"), image_then_mask()[1]
+    scan, mask = make_scan("ED"), image_then_mask()[1].lessons[0]
     outputs = np.repeat(RNG.normal(size=(*SHAPE, 1)), 5, axis=-1)
     assert metrics.has_collapsed(mask, scan, outputs)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 from small import FRAMES, SMALL, recipe, scans_for, train
-from test_strategies import IMAGE, GRID, VOXELS, make_view
+from test_strategies import GRID, IMAGE, VOXELS, make_view
 
 from nfcl_jax.errors import InactivePenaltyError
 from nfcl_jax.fields import create_field
@@ -46,9 +46,8 @@ def test_a_projected_update_changes_no_output_that_the_basis_knows(name):
     field, params = small(name, channels=1)
     view = make_view(field)
     _, state = ogd.ogd(directions=32, gradients=32).begin(view, params, {})
-    index = sample_points(
-        stream(view.key, "gradients"), 32, jnp.int32(0), jnp.int32(2 * VOXELS)
-    ).index
+    ranges = jnp.array([[0, 2 * VOXELS]])
+    index = sample_points(stream(view.key, "gradients"), 32, ranges).index
     update = noise_like(params)
     changed, _ = ogd.ogd(32, 32).on_update(view, state, params, update, None)
 

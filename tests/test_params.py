@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from test_fields import ROWS, GRID, all_fields, make
+from test_fields import GRID, ROWS, all_fields, make
 
 from nfcl_jax.params import (
     evaluate,

@@ -38,21 +38,25 @@ def test_frames_are_at_the_times_of_the_paper():
     np.testing.assert_array_equal(coords[:, :3], -1)
 
 
-def test_frame_range_is_contiguous_in_the_patients_own_size():
-    start, stop = grid.frame_range(jnp.array([1, 3]), grid.VoxelGrid(jnp.array((4, 2, 3, 5))))
-    assert (start, stop) == (30, 90)
+def test_frames_are_contiguous_in_the_patients_own_size():
+    voxels = grid.VoxelGrid(jnp.array((4, 2, 3, 5)))
+    ranges = grid.index_ranges(jnp.array([[0, 1], [2, 4]]), voxels)
+    np.testing.assert_array_equal(ranges, [[0, 30], [60, 120]])
+    known = grid.inside(jnp.arange(120), ranges)
+    np.testing.assert_array_equal(known, np.repeat([True, False, True, True], 30))
 
 
-def test_samples_are_uniform_over_the_range_and_never_outside():
-    points = grid.sample_points(jax.random.key(0), 100_000, jnp.int32(7), jnp.int32(17))
+@pytest.mark.parametrize("ranges", [[[7, 17]], [[7, 9], [20, 25], [30, 33]]])
+def test_samples_are_uniform_over_the_ranges_and_never_outside(ranges):
+    points = grid.sample_points(jax.random.key(0), 100_000, jnp.array(ranges))
     values, counts = np.unique(points.index, return_counts=True)
-    np.testing.assert_array_equal(values, np.arange(7, 17))
+    np.testing.assert_array_equal(values, np.concatenate([np.arange(*own) for own in ranges]))
     assert np.abs(counts - 10_000).max() < 6 * 100  # six standard deviations
     assert (points.weights == 1).all()
 
 
 def test_all_points_are_each_weighted_once():
-    points = grid.all_points(8, jnp.int32(10), jnp.int32(15))
+    points = grid.all_points(8, jnp.array([[10, 15]]))
     np.testing.assert_array_equal(points.index[points.weights > 0], np.arange(10, 15))
     assert points.weights.sum() == 5
     values = jnp.arange(30.0)
@@ -61,9 +65,15 @@ def test_all_points_are_each_weighted_once():
     np.testing.assert_array_equal(grid.take(values[10:], shifted), values[points.index])
 
 
+def test_all_points_of_ranges_have_no_weight_between_them():
+    points = grid.all_points(9, jnp.array([[10, 12], [15, 17]]))
+    np.testing.assert_array_equal(points.index, np.arange(10, 19))
+    np.testing.assert_array_equal(points.index[points.weights > 0], [10, 11, 15, 16])
+
+
 def test_continuous_coordinates_keep_the_frames_time():
     shape = grid.VoxelGrid(jnp.array((4, 5, 6, 7)))
-    points = grid.sample_points(jax.random.key(0), 5000, jnp.int32(0), jnp.int32(420))
+    points = grid.sample_points(jax.random.key(0), 5000, jnp.array([[0, 420]]))
     coords = grid.sample_coords(jax.random.key(1), points, shape)
     np.testing.assert_allclose(np.unique(coords[:, 3]), [-1, -1 / 3], atol=1e-6)
     np.testing.assert_allclose(coords[:, :3].min(0), -1, atol=0.01)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import FRAMES, IMAGE_AND_MASK, recipe, scans_for, train
-from test_strategies import IMAGE, NEW, GRID, VOXELS, loss_of, make, make_view
+from test_strategies import GRID, IMAGE, NEW, VOXELS, loss_of, make, make_view
 
 from nfcl_jax import points as grid
 from nfcl_jax.params import evaluate
@@ -68,7 +68,7 @@ def test_replay_looks_at_nothing_that_is_not_kept(whole):
     field, params = make("siren")
     view, strategy = make_view(field), replay(fraction=0.1)
     memory, _ = strategy.begin(view, params, {})
-    new = grid.all_points(VOXELS, jnp.int32(2 * VOXELS), jnp.int32(3 * VOXELS)) if whole else NEW
+    new = grid.all_points(VOXELS, jnp.array([[2 * VOXELS, 3 * VOXELS]])) if whole else NEW
     own = kept_of(strategy, view)
 
     def loss(values):

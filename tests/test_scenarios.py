@@ -2,21 +2,21 @@ import numpy as np
 import pytest
 
 from nfcl_jax import scan, scenarios
-from nfcl_jax.scenarios import MASK, SCENARIOS, Task, image_head
+from nfcl_jax.scenarios import MASK, SCENARIOS, Lesson, Task, image_head, teach
 
 DOMAIN, SIGNAL = SCENARIOS["domain_expansion"], SCENARIOS["signal_expansion"]
 
 
 def test_domain_expansion_learns_one_frame_after_the_other():
     tasks = DOMAIN.tasks(1.0)
-    assert [task.frames for task in tasks] == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert [task.frames for task in tasks] == [(0,), (1,), (2,), (3,)]
     assert {task.head for task in tasks} == {image_head(1.0)}
     assert scenarios.num_channels(tasks) == 1
 
 
 def test_signal_expansion_adds_four_channels_on_the_same_frame():
     image, mask = SIGNAL.tasks(1.0)
-    assert image.frames == mask.frames == (0, 1)
+    assert image.frames == mask.frames == (0,)
     assert image.head.channels == slice(0, 1)
     assert mask.head.channels == slice(1, 5)
     assert scenarios.num_channels([image]) == 1
@@ -47,17 +47,22 @@ def test_intensities_are_scaled_to_the_unit_interval():
     assert scaled.dtype == np.float32
 
 
-def test_domains_of_earlier_tasks_are_merged_by_head():
+def test_lessons_of_earlier_tasks_are_merged_by_head():
     image = image_head(1.0)
-    tasks = [Task("a", image, (0, 1)), Task("b", image, (1, 2)), Task("c", MASK, (0, 1))]
-    assert scenarios.merge_domains(tasks) == {image: (0, 2), MASK: (0, 1)}
-    assert scenarios.merge_domains([]) == {}
+    tasks = [
+        teach("a", image, [0]),
+        Task("b", (Lesson(MASK, (1, 3)), Lesson(image, (2, 4)))),
+        teach("c", MASK, [0]),
+    ]
+    merged = scenarios.merge_lessons(tasks)
+    assert merged == (Lesson(image, (0, 2, 4)), Lesson(MASK, (0, 1, 3)))
+    assert scenarios.merge_lessons([]) == ()
+    assert tasks[1].frames == (1, 2, 3, 4) and tasks[1].head == MASK
 
 
-def test_a_gap_between_domains_is_refused():
-    image = image_head(1.0)
-    with pytest.raises(ValueError, match="image before b leave a gap"):
-        scenarios.merge_domains([Task("a", image, (0, 1)), Task("b", image, (2, 3))])
+def test_frames_are_ranges_without_gaps():
+    assert scenarios.ranges_of([]) == []
+    assert scenarios.ranges_of([4, 0, 1, 2, 6]) == [(0, 3), (4, 5), (6, 7)]
 
 
 def test_a_scenario_knows_how_many_frames_it_needs():

@@ -9,7 +9,7 @@ from nfcl_jax.padded import PaddedScan
 from nfcl_jax.params import evaluate
 from nfcl_jax.scenarios import MASK, SCENARIOS, image_head
 from nfcl_jax.strategies import FINETUNE, STRATEGIES, constants, create_strategy
-from nfcl_jax.strategies.base import Domain, TaskView
+from nfcl_jax.strategies.base import Domain, TaskView, Taught
 from nfcl_jax.strategies.distillation import density, detail, distillation
 
 GRID = grid.VoxelGrid(jnp.array((4, 6, 5, 3)))
@@ -24,21 +24,22 @@ def make(name, channels=5, seed=0):
 
 
 def make_view(field, heads=(IMAGE,), frames=((0, 2),), points_evaluated=10**6):
-    frames = jnp.array(frames)
-    start, stop = grid.frame_range(jnp.stack([frames[:, 0].min(), frames[:, 1].max()]), GRID)
+    frames = [jnp.array([own]) for own in frames]
+    of_all = jnp.array([(min(f[0, 0] for f in frames), max(f[0, 1] for f in frames))])
+    domains, ranges = tuple(map(Domain, heads, frames)), grid.index_ranges(of_all, GRID)
     noise = jax.random.uniform(jax.random.key(9), (4 * VOXELS,))
     labels = (noise * 4).astype(jnp.int32)
     return TaskView(
         field=field,
         scan=PaddedScan(noise, labels, GRID, jax.random.key(8)),
         key=jax.random.key(7),
-        new=Domain(IMAGE, jnp.array([2, 3])),
-        previous=Domain(heads[-1], frames[-1]),
-        earlier=tuple(map(Domain, heads, frames)),
-        draw=lambda key: grid.sample_points(key, 64, start, stop),
+        new=Taught((Domain(IMAGE, jnp.array([[2, 3]])),), jnp.array([[2, 3]])),
+        previous=Taught(domains[-1:], frames[-1]),
+        earlier=Taught(domains, of_all),
+        draw=lambda key: grid.sample_points(key, 64, ranges),
         revisits=False,
         num_indices=4 * VOXELS,
-        stop_index=stop,
+        stop_index=ranges[0, 1],
         points_evaluated=points_evaluated,
     )
 

@@ -14,10 +14,10 @@ from nfcl_jax.errors import ReportError
 from nfcl_jax.fields import Params, create_field
 from nfcl_jax.metrics import metrics_of, predicted
 from nfcl_jax.padded import scan_key, stable_hash
+from nfcl_jax.params import begun
 from nfcl_jax.report.results import BASELINE, NOTHING_TO_SEE, FinishedRun, finished_runs
 from nfcl_jax.run_folder import tasks_of
 from nfcl_jax.scenarios import Task, num_channels
-from nfcl_jax.step import begun
 
 ROWS = 256  # outputs of each task, at most, whose derivatives are compared
 RUN = ("scenario", "field", "strategy", "seed")
@@ -125,7 +125,7 @@ def _output(run: FinishedRun, record: dict, number: int, task: Task) -> np.ndarr
     voxels = int(np.prod(record["shape"][-3:]))
     start = task.frames[0] * voxels
     outputs = field.at_voxels(np.arange(start, start + voxels))
-    image = predicted(task, outputs[:, task.head.channels])
+    image = predicted(task.lessons[0], outputs[:, task.head.channels])
     return image.reshape(record["shape"][-3:]).astype(np.float64)
 
 

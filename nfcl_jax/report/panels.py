@@ -100,7 +100,7 @@ def reconstructions(
     rows = []
     for strategy in dict.fromkeys(view.run.strategy for view in found):
         for task in tasks:
-            target = truth(task, scan)[task.frames[0], ..., middle]
+            target = truth(task.lessons[0], scan)[task.frames[0], ..., middle]
             row = [by_place.get((strategy, field, task)) for field in fields]
             kind = task.head.kind
             title = series_title(strategy) if task == first else task.name

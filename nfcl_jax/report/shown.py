@@ -142,7 +142,7 @@ def views_of_run(
         outputs = run.opened.field(scan.patient, trained, scan.image).at_voxels(index.ravel())
         outputs = outputs.reshape(*index.shape, -1)
         for evaluated, task in enumerate(tasks[:trained], start=1):
-            values = predicted(task, outputs[task.frames[0]][..., task.head.channels])
+            values = predicted(task.lessons[0], outputs[task.frames[0]][..., task.head.channels])
             scores = scores_of_scan(results, run, scan, trained, evaluated)
             yield View(run, tasks[trained - 1], task, values, scores)
 

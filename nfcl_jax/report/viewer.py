@@ -93,7 +93,7 @@ def _truth(runs: Sequence[FinishedRun], scan: Scan, slices: Sequence[int]) -> di
     """By the task's name, what a field should say, and whether it is a mask."""
 
     def shown(task: Task) -> Mapping[str, Any]:
-        volume = truth(task, scan)[task.frames[0]][..., slices]
+        volume = truth(task.lessons[0], scan)[task.frames[0]][..., slices]
         return {"picture": _picture(volume), "mask": task.head.kind == "mask"}
 
     tasks = dict.fromkeys(task for run in runs for task in run.scenario.tasks(1.0))

@@ -40,7 +40,7 @@ keep: no strategy acts in it, and all share its program. A projection belongs in
 divides each direction by its own size, so that what was orthogonal before it is not any more.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -51,15 +51,23 @@ from nfcl_jax import points
 from nfcl_jax.checks import Check
 from nfcl_jax.losses import weighted_mean
 from nfcl_jax.padded import PaddedScan
-from nfcl_jax.points import Points
+from nfcl_jax.points import Points, VoxelGrid
 from nfcl_jax.scenarios import Head
 
 
 class Domain(NamedTuple):
-    """A head, and the frames on which it was taught: `frames[0]` to `frames[1] - 1`."""
+    """A head, and the frames on which it was taught, as ranges: the first frame and the one after
+    the last."""
 
     head: Head
-    frames: Int[Array, "2"]
+    frames: Int[Array, "ranges 2"]
+
+
+class Taught(NamedTuple):
+    """What some tasks taught: each head once, and the frames of all heads together."""
+
+    domains: tuple[Domain, ...]
+    frames: Int[Array, "ranges 2"]
 
 
 class TaskView(NamedTuple):
@@ -71,7 +79,7 @@ class TaskView(NamedTuple):
       key: the scan's random key for this task; take a stream of it.
       new: what this task teaches.
       previous: what the last one did.
-      earlier: what all earlier ones did, each head once.
+      earlier: what all earlier ones did.
       revisits: whether the points of each step are every voxel of all earlier tasks too.
       draw: key -> points of the domain of the earlier tasks, for one step.
       num_indices: so many flat indices, from 0, cover that domain in every scan of the batch.
@@ -84,9 +92,9 @@ class TaskView(NamedTuple):
     field: nn.Module
     scan: PaddedScan
     key: Key[Array, ""]
-    new: Domain
-    previous: Domain
-    earlier: tuple[Domain, ...]
+    new: Taught
+    previous: Taught
+    earlier: Taught
     revisits: bool
     draw: Callable[[Key[Array, ""]], Points]
     num_indices: int
@@ -171,10 +179,21 @@ def loss_on_earlier(
       targets: head -> what it should be there, (points, the head's channels).
       padded: whether points of weight 0 follow, as they do where `asked` is a range.
     """
+    return loss_on(view.earlier.domains, view.scan.grid, asked, outputs, targets, padded)
+
+
+def loss_on(
+    domains: Iterable[Domain],
+    grid: VoxelGrid,
+    asked: Points,
+    outputs: Array,
+    targets: Callable[[Head], Array],
+    padded: bool = False,
+) -> Float[Array, ""]:
+    """The loss of the head of each of the domains, as `loss_on_earlier`; their sum."""
     total = jnp.zeros(())
-    for head, frames in view.earlier:
-        first, stop = points.frame_range(frames, view.scan.grid)
-        known = (asked.index >= first) & (asked.index < stop)
+    for head, frames in domains:
+        known = points.inside(asked.index, points.index_ranges(frames, grid))
         loss = head.loss(outputs[:, head.channels], targets(head))
         total += weighted_mean(loss, asked.weights * known, padded or asked.first is not None)
     return total

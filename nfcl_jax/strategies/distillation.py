@@ -93,9 +93,8 @@ def density(view: TaskView, outputs: Float[Array, "voxels channels"]) -> Float[A
     the same for all of the earlier domain where nothing varies."""
     index, total = jnp.arange(len(outputs)), jnp.zeros(len(outputs))
     anywhere = jnp.zeros(len(outputs), bool)
-    for head, frames in view.earlier:
-        first, stop = grid.frame_range(frames, view.scan.grid)
-        known = (index >= first) & (index < stop)
+    for head, frames in view.earlier.domains:
+        known = grid.inside(index, grid.index_ranges(frames, view.scan.grid))
         total += known * detail(head.as_targets(outputs[:, head.channels]), view.scan.grid.shape)
         anywhere |= known
     varied = jnp.where(total.sum() > 0, total, anywhere)
@@ -119,10 +118,8 @@ def detail(
 
 def _detailed(view: TaskView, count: int, key: Key[Array, ""]) -> grid.Points:
     """Voxels of the earlier domain with replacement: half uniformly, half by their `density`."""
-    frames = jnp.stack([domain.frames for domain in view.earlier])
-    anywhere = grid.sample_points(
-        key, count - count // 2, *grid.covering_range(frames, view.scan.grid)
-    )
+    ranges = grid.index_ranges(view.earlier.frames, view.scan.grid)
+    anywhere = grid.sample_points(key, count - count // 2, ranges)
     cumulative, key = view.memory.cumulative, jax.random.fold_in(key, 1)
     places = jax.random.uniform(key, (count // 2,), maxval=cumulative[-1])
     varied = jnp.searchsorted(cumulative, places, side="right").astype(jnp.int32)

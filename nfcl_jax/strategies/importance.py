@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from nfcl_jax import points as grid
@@ -65,11 +66,12 @@ def quadratic_penalty(
 def importance(
     view: TaskView, params: Params, directions: Directions, size: Callable[[Array], Array]
 ) -> Params:
-    """How much each parameter matters to the last task's head on its voxels:
+    """How much each parameter matters to what the last task taught, head by head on its voxels:
 
         F_i = mean over voxels x of the sum over functions g of size(d g(f_theta(x)) / d theta_i),
 
-    per voxel, over NUM_POINTS of them. Every row of a table is asked at its own voxel.
+    per voxel, over NUM_POINTS of them; the sum over heads. Every row of a table is asked at its own
+    voxel.
 
     Args:
       view: of the task that begins.
@@ -77,13 +79,22 @@ def importance(
       directions: the gradient of each g by the field's outputs, where it is asked.
       size: of a derivative, its square for instance.
     """
-    field, (head, frames) = field_of(view.field, params), view.previous
-    voxels, key = view.scan.grid, stream(view.key, "importance")
-    start, stop = grid.frame_range(frames, voxels)
-    drawn = grid.sample_points(key, NUM_POINTS, start, stop).index
+    totals = [
+        _importance_of(domain, number, view, params, directions, size)
+        for number, domain in enumerate(view.previous.domains)
+    ]
+    return functools.reduce(optax.tree.add, totals)
+
+
+def _importance_of(domain, number, view, params, directions, size):
+    (head, frames), field = domain, field_of(view.field, params)
+    key = stream(view.key, "importance")
+    key = jax.random.fold_in(key, number) if number else key
+    ranges = grid.index_ranges(frames, view.scan.grid)
+    drawn = grid.sample_points(key, NUM_POINTS, ranges).index
 
     def sizes(index):
-        small, own, inputs = looked_up(field, params, index[None], voxels)
+        small, own, inputs = looked_up(field, params, index[None], view.scan.grid)
         outputs, pull_back = jax.vjp(lambda p: small.apply(p, inputs)[0, head.channels], own)
         (gradients,) = jax.vmap(pull_back)(directions(head, outputs))
         return jax.tree.map(lambda g: jnp.sum(size(g), axis=0), gradients)
@@ -92,24 +103,24 @@ def importance(
         of_chunk = jax.vmap(sizes)(chunk)
         return jax.tree.map(lambda t, s: t + s.sum(axis=0), total, of_chunk), None
 
-    _, own, _ = looked_up(field, params, drawn[:1], voxels)
+    _, own, _ = looked_up(field, params, drawn[:1], view.scan.grid)
     none = jax.tree.map(jnp.zeros_like, own)
     total, _ = jax.lax.scan(add, none, drawn.reshape(-1, CHUNK))
     total = jax.tree.map(lambda t: t / NUM_POINTS, total)
     if not field.on_grid:
         return total
-    rows = _importance_of_rows(view, params, directions, size)
+    rows = _importance_of_rows(head, ranges, view, params, directions, size)
     return {"params": total["params"] | {"table": rows}}
 
 
-def _importance_of_rows(view, params, directions, size):
-    """Of the table's rows in the frames of the last task, each at its own voxel; 0 elsewhere."""
-    field, (head, frames) = field_of(view.field, params), view.previous
-    start, stop = grid.frame_range(frames, view.scan.grid)
+def _importance_of_rows(head, ranges, view, params, directions, size):
+    """Of the table's rows in ranges of flat indices, each at its own voxel; 0 elsewhere."""
+    field, start, stop = field_of(view.field, params), ranges[0, 0], ranges[-1, 1]
+    count = jnp.sum(ranges[:, 1] - ranges[:, 0])
 
     def add(block, total):
         index = start + block * BLOCK + jnp.arange(BLOCK)
-        inside, index = index < stop, jnp.minimum(index, stop - 1)
+        known, index = grid.inside(index, ranges), jnp.minimum(index, stop - 1)
         small, own, inputs = looked_up(field, params, index, view.scan.grid)
 
         def outputs_of(entries):
@@ -119,7 +130,7 @@ def _importance_of_rows(view, params, directions, size):
         outputs, pull_back = jax.vjp(outputs_of, own["params"]["table"])
         functions = jax.vmap(functools.partial(directions, head))(outputs)
         sizes = sum(size(pull_back(functions[:, i])[0]) for i in range(functions.shape[1]))
-        return total.at[index].add(jnp.where(inside[:, None], sizes, 0) / (stop - start))
+        return total.at[index].add(jnp.where(known[:, None], sizes, 0) / count)
 
     blocks = (stop - start + BLOCK - 1) // BLOCK
     return jax.lax.fori_loop(0, blocks, add, jnp.zeros_like(params["params"]["table"]))

@@ -55,18 +55,22 @@ def ogd(directions: int = 64, gradients: int = 128) -> Strategy:
 
 def sampled_gradients(view: TaskView, params: Params, count: int) -> Params:
     """d f(x) / d theta at `count` voxels x of the last task, a leading axis of the parameters,
-    divided by the root of `count`. Of several channels, those of the last task's head, it is that
-    of their sum with random signs, whose mean square is the sum of theirs."""
-    field, (head, frames) = field_of(view.field, params), view.previous
-    start, stop = grid.frame_range(frames, view.scan.grid)
-    key = stream(view.key, "gradients")
-    drawn = grid.sample_points(key, count, start, stop).index
-    signs = jax.random.rademacher(jax.random.fold_in(key, 1), (count, head.num_channels), float)
+    divided by the root of `count`. Of several channels, those of the last task's heads there, it is
+    that of their sum with random signs, whose mean square is the sum of theirs."""
+    field, key = field_of(view.field, params), stream(view.key, "gradients")
+    ranges = grid.index_ranges(view.previous.frames, view.scan.grid)
+    drawn = grid.sample_points(key, count, ranges).index
+    signs = jnp.zeros((count, field.channels))
+    for i, (head, frames) in enumerate(view.previous.domains, start=1):
+        known = grid.inside(drawn, grid.index_ranges(frames, view.scan.grid))
+        shape = (count, head.num_channels)
+        own = jax.random.rademacher(jax.random.fold_in(key, i), shape, float)
+        signs = signs.at[:, head.channels].set(own * known[:, None])
 
     def gradient(of_voxel):
         index, sign = of_voxel
         small, own, inputs = looked_up(field, params, index[None], view.scan.grid)
-        found = jax.grad(lambda p: small.apply(p, inputs)[0, head.channels] @ sign)(own)
+        found = jax.grad(lambda p: small.apply(p, inputs)[0] @ sign)(own)
         if field.on_grid:
             table = jnp.zeros_like(params["params"]["table"])
             table = table.at[index].set(found["params"]["table"][0])

@@ -75,10 +75,9 @@ def replay(weight: float = 1.0, fraction: float = 0.1) -> Strategy:
             return (jax.random.bits(jax.random.fold_in(key, j)) % size).astype(jnp.int32)
 
         index = first[:-1] + jax.vmap(place)(jnp.arange(count), sizes.astype(jnp.uint32))
-        frames = jnp.stack([domain.frames for domain in view.earlier])
-        start, stop = grid.covering_range(frames, view.scan.grid)
-        weights = ((start <= index) & (index < stop)).astype(jnp.float32)
-        return Buffer(jnp.minimum(index, view.num_indices - 1), weights), state
+        known = grid.inside(index, grid.index_ranges(view.earlier.frames, view.scan.grid))
+        index = jnp.minimum(index, view.num_indices - 1)
+        return Buffer(index, known.astype(jnp.float32)), state
 
     def sample(view: TaskView, state: dict, new: grid.Points, key) -> Sample:
         kept = view.memory
@@ -87,7 +86,8 @@ def replay(weight: float = 1.0, fraction: float = 0.1) -> Strategy:
         else:
             count = jnp.sum(kept.weights).astype(jnp.int32)
             first = jnp.argmax(kept.weights)
-            chosen = grid.sample_points(key, len(new.index), first, first + count)
+            ranges = jnp.stack([first, first + count])[None]
+            chosen = grid.sample_points(key, len(new.index), ranges)
             drawn = grid.Points(kept.index[chosen.index], chosen.weights)
         return Sample(field_inputs(view.field, drawn.index, view.scan.grid), drawn, None)
 
