@@ -55,8 +55,14 @@ class FINERSine(Sine):
 
 def make_field(config: dict, axes: int, channels: int, rows: int) -> nn.Module:
     """A field as `nfcl_jax.fields.create_field` makes it, sine layers initialised by SIREN's rule,
-    ReLU layers by PyTorch's."""
+    ReLU layers by PyTorch's.
+
+    Raises:
+      ValueError: for a time scale, which is not here.
+    """
     name, width = config["name"], config["width"]
+    if config.get("time_scale", 1) != 1:
+        raise ValueError("PyTorch's fields have no time_scale.")
     if name == "pe_relu":
         first, inputs = Encoding(config["num_frequencies"]), 2 * axes * config["num_frequencies"]
     elif name == "diner":

@@ -11,7 +11,7 @@ from nfcl_jax.checks import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Check, one_of
 from nfcl_jax.data.cohorts import DATASETS, INTENSITY_RANGES
 from nfcl_jax.errors import ConfigError, RunError, first_line, look_up
 from nfcl_jax.fields import FIELDS
-from nfcl_jax.scenarios import SCENARIOS
+from nfcl_jax.scenarios import SCENARIOS, num_frames
 from nfcl_jax.strategies import STRATEGIES
 
 SCHEDULES = ("constant", "cosine")  # "cosine" falls to 0 at the end of each task
@@ -95,6 +95,9 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     for strategy, constant in (("ewc", "decay"), ("distillation", "ramp")):
         if isinstance(config.get(strategy), Mapping):
             config[strategy] = {constant: 1.0, **config[strategy]}
+    kind = FIELDS.get(config["field"]["name"])
+    if kind and issubclass(kind, fields.CoordinateField):
+        config["field"] = {"time_scale": 1.0, **config["field"]}
     if config["field"]["name"] == "diner":
         config["field"] = {"knots": 0, "initialisation": "lecun", **config["field"]}
     return config
@@ -274,6 +277,11 @@ def _incompatible(config: Mapping[str, Any]) -> list[str]:
     if config["muon_rate"] and config["keep_optimiser"]:
         faults.append(
             "config.keep_optimiser = True needs config.muon_rate = 0: only Adam's moments are kept."
+        )
+    if config["field"].get("time_scale", 1) != 1 and num_frames(tasks) == 1:
+        faults.append(
+            f"config.field.time_scale = {config['field']['time_scale']} does nothing: the scenario "
+            "has one frame."
         )
     knots, own = config["field"].get("knots", 0), getattr(field, "knots", 0)
     if knots not in (0, own) and (config["batch_size"] or config["field"]["table_features"] > 1):

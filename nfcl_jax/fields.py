@@ -55,6 +55,22 @@ class Field(nn.Module):
     checks: ClassVar[Mapping[str, Check]] = {}
 
 
+class CoordinateField(Field):
+    """What the paper's fields of coordinates share.
+
+    `time_scale` multiplies the time before the first layer. Below 1 the frames share more of the
+    field: a new frame begins nearer to those that it knows.
+    """
+
+    time_scale: float = 1.0
+
+    def scaled(self, coords: Float[Array, "points axes"]) -> Float[Array, "points axes"]:
+        """Coordinates (x, y, z), or (x, y, z, t) with the time scaled."""
+        if self.time_scale == 1 or coords.shape[-1] == 3:
+            return coords
+        return coords * jnp.array([1, 1, 1, self.time_scale], coords.dtype)
+
+
 def symmetric_uniform(bound: float):
     """An initialiser that draws from U(-bound, bound)."""
 
@@ -93,7 +109,7 @@ def layers(
     return x
 
 
-def sine_layers(field: Field, coords, activation: Callable, first_bias: float):
+def sine_layers(field: CoordinateField, coords, activation: Callable, first_bias: float):
     """Layers initialised by SIREN's rule: first weights U(-1/n, 1/n), later ones (the output's too)
     U(-sqrt(6/n)/w0, sqrt(6/n)/w0), biases U(-1/sqrt(n), 1/sqrt(n)) for n inputs; the first bias
     U(-first_bias, first_bias) where that is not 0."""
@@ -105,10 +121,10 @@ def sine_layers(field: Field, coords, activation: Callable, first_bias: float):
         wide = layer == 0 and first_bias
         return symmetric_uniform(first_bias) if wide else inverse_root(inputs)
 
-    return layers(field, coords, activation, kernel_init, bias_init)
+    return layers(field, field.scaled(coords), activation, kernel_init, bias_init)
 
 
-class PEReLU(Field):
+class PEReLU(CoordinateField):
     """ReLU layers over gamma(x) = (sin(2^k pi x), cos(2^k pi x)), k = 0..num_frequencies-1, per
     coordinate, without the raw coordinate."""
 
@@ -120,7 +136,7 @@ class PEReLU(Field):
     @nn.compact
     def __call__(self, coords: Float[Array, "points axes"]) -> Float[Array, "points channels"]:
         # One column per axis and frequency, in half turns: for the sines, then for the cosines.
-        axes = coords.shape[-1]
+        coords, axes = self.scaled(coords), coords.shape[-1]
         scales = np.kron(np.eye(axes), 2.0 ** np.arange(self.num_frequencies)).astype(np.float32)
         scaled = sum(coords[:, axis, None] * np.tile(scales[axis], 2) for axis in range(axes))
         # Whole turns are taken off before pi rounds: exact, where 2^9 pi x would be off by 1e-4.
@@ -135,7 +151,7 @@ class PEReLU(Field):
         return layers(self, encoded, nn.relu, init, init)
 
 
-class SIREN(Field):
+class SIREN(CoordinateField):
     """Layers of sin(w0 z)."""
 
     w0: float = 15.0
@@ -149,7 +165,7 @@ class SIREN(Field):
         return sine_layers(self, coords, lambda z: sine(self.w0 * z), 0.0)
 
 
-class FINER(Field):
+class FINER(CoordinateField):
     """Layers of sin(w0 (|z| + 1) z).
 
     `detach_scale` keeps the gradient out of the factor (|z| + 1), as FINER's own code does by
@@ -247,8 +263,9 @@ def constants(name: str) -> dict[str, Any]:
 
 def checks(name: str) -> dict[str, Check]:
     """What each constant of a field may be, where its class says so."""
-    common = {"width": AT_LEAST_1, "depth": AT_LEAST_1}
-    return common | dict(look_up(FIELDS, "field", name).checks)
+    common = {"width": AT_LEAST_1, "depth": AT_LEAST_1, "time_scale": POSITIVE}
+    known = common | dict(look_up(FIELDS, "field", name).checks)
+    return {constant: known[constant] for constant in constants(name) if constant in known}
 
 
 def create_field(config: Mapping[str, Any], channels: int, rows: int) -> Field:

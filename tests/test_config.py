@@ -90,6 +90,8 @@ def test_a_config_of_an_earlier_version_is_read_in_todays_terms():
     del early["warmup_steps"]
     assert in_todays_terms(early)["field"]["knots"] == 0  # its full batches asked every voxel
     assert in_todays_terms(early)["warmup_steps"] == 0
+    early = config | {"field": {k: v for k, v in config["field"].items() if k != "time_scale"}}
+    assert in_todays_terms(early) == config
     distilled = make_config("domain_expansion", "siren", "distillation")
     early = distilled | {"distillation": {"weight": 1.0, "points": "voxels"}}
     assert in_todays_terms(early) == distilled
@@ -106,6 +108,10 @@ def test_a_value_that_would_do_nothing_is_refused(tmp_path):
                 check_config(config)
         else:
             check_config(config)
+    scaled = make_config("signal_expansion", "siren", "finetune")
+    scaled["field"]["time_scale"] = 0.2
+    with pytest.raises(ConfigError, match=r"time_scale = 0\.2 does nothing: the scenario has"):
+        check_config(scaled)
     config["data"]["dataset"] = "mine"
     with pytest.raises(ConfigError, match=r"dataset = 'mine' needs config\.data\.root"):
         read_data(config, ["domain_expansion"], tmp_path)

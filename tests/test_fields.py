@@ -129,6 +129,18 @@ def test_sine_fields_are_initialised_by_sirens_rule(name, w0):
         assert 0.9 / 16 < bounds(params, layer, "bias") <= 1 / 16
 
 
+@pytest.mark.parametrize("name", ["pe_relu", "siren", "finer"])
+def test_a_scaled_time_is_that_of_the_unscaled_field(name):
+    coords = jax.random.uniform(jax.random.key(1), (50, 4), minval=-1, maxval=1)
+    field, params = make(name)
+    scaled = field.clone(time_scale=0.25)
+    nearer = coords.at[:, 3].multiply(0.25)
+    np.testing.assert_array_equal(scaled.apply(params, coords), field.apply(params, nearer))
+    assert (scaled.apply(params, coords) != field.apply(params, coords)).any()
+    space, of_space = coords[:, :3], init_params(field, jax.random.key(0), axes=3)
+    np.testing.assert_array_equal(scaled.apply(of_space, space), field.apply(of_space, space))
+
+
 def test_finers_first_bias_can_be_widened():
     _, params = make("finer", first_bias=5.0)
     assert 4.5 < bounds(params, "hidden_0", "bias") <= 5.0
@@ -174,7 +186,8 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
 
 def test_a_fields_constants_and_checks_are_those_of_its_class():
     assert constants("finer") == {
-        "width": 256, "depth": 3, "w0": 5.0, "detach_scale": True, "first_bias": 0.0
+        "width": 256, "depth": 3, "time_scale": 1.0, "w0": 5.0, "detach_scale": True,
+        "first_bias": 0.0,
     }  # fmt: skip
     own = {"table_features", "table_range", "knots", "initialisation"}
     assert constants("diner").keys() == {"width", "depth"} | own
