@@ -49,8 +49,7 @@ def noise(shape: tuple[int, ...], num_frames: int) -> Scan:
     return Scan(
         patient="noise",
         image="cine" if num_frames > 1 else "ED",
-        intensities=values,
-        labels=(4 * values).astype(np.uint8),
+        values={"image": values, "mask": (4 * values).astype(np.uint8)},
         frame_numbers=tuple(range(1, num_frames + 1)),
         spacing=(1.5, 1.5, 10.0),
         affine=np.eye(4),

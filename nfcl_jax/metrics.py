@@ -128,7 +128,7 @@ def _score_frame(lesson: Lesson, scan: Scan, outputs: np.ndarray, frame: int) ->
 
 def truth(lesson: Lesson, scan: Scan) -> np.ndarray:
     """What a lesson's head should be on every frame, (frames, x, y, z): intensities, or labels."""
-    return scan.intensities if lesson.head.kind == "image" else scan.labels
+    return scan.values[lesson.head.name]
 
 
 def predicted(lesson: Lesson, channels: np.ndarray) -> np.ndarray:

@@ -1,13 +1,13 @@
 """A scan as the training sees it: flat, padded to its batch's longest, with its own random key."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from nfcl_jax.points import Points, VoxelGrid, take
 from nfcl_jax.scan import Scan
@@ -17,8 +17,7 @@ from nfcl_jax.scenarios import Head
 class PaddedScan(NamedTuple):
     """One scan, or a batch of them along a leading axis; `grid` is its own, without padding."""
 
-    intensities: Float[Array, "*batch points"]
-    labels: Int[Array, "*batch points"] | None
+    values: Mapping[str, Shaped[Array, "*batch points"]]  # by the name of a head
     grid: VoxelGrid
     key: Key[Array, "*batch"]
 
@@ -56,10 +55,13 @@ def stack_scans(scans: Sequence[Scan], num_voxels: int, seed: int) -> PaddedScan
         values[: volume.size] = volume.ravel()
         return values
 
-    has_labels = scans[0].labels is not None
+    types = {"f": np.float32, "u": np.int32}
+    heads = {name: types[values.dtype.kind] for name, values in scans[0].values.items()}
     return PaddedScan(
-        intensities=jnp.stack([flat(scan.intensities, np.float32) for scan in scans]),
-        labels=jnp.stack([flat(scan.labels, np.int32) for scan in scans]) if has_labels else None,
+        values={
+            name: jnp.stack([flat(scan.values[name], dtype) for scan in scans])
+            for name, dtype in heads.items()
+        },
         grid=VoxelGrid(jnp.array([scan.shape for scan in scans], jnp.int32)),
         key=jnp.stack([scan_key(seed, scan.name) for scan in scans]),
     )
@@ -68,5 +70,5 @@ def stack_scans(scans: Sequence[Scan], num_voxels: int, seed: int) -> PaddedScan
 def targets_at(head: Head, scan: PaddedScan, points: Points) -> Float[Array, "points channels"]:
     """What `head` should be at voxels: intensities, or one-hot classes."""
     if head.kind == "image":
-        return take(scan.intensities, points)[:, None]
-    return jax.nn.one_hot(take(scan.labels, points), head.num_channels)
+        return take(scan.values[head.name], points)[:, None]
+    return jax.nn.one_hot(take(scan.values[head.name], points), head.num_channels)

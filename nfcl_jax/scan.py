@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -16,8 +16,8 @@ class Scan:
     Attributes:
       patient: the patient's name, such as "patient001".
       image: which image of the patient: "cine", "ED" or "ES".
-      intensities: float32 in [0, 1], (frames, x, y, z); one frame for ED and ES.
-      labels: uint8 classes of the same shape, or None where no task needs them.
+      values: what a head is to answer, by its name, (frames, x, y, z): float32 in [0, 1] of an
+        image, uint8 classes of a mask; one frame for ED and ES.
       frame_numbers: the frames' numbers in the 4D scan, from 1.
       spacing: voxel size along x, y and z, in mm.
       affine: voxel indices to scanner coordinates, 4 x 4, in mm.
@@ -29,8 +29,7 @@ class Scan:
 
     patient: str
     image: str
-    intensities: np.ndarray
-    labels: np.ndarray | None
+    values: Mapping[str, np.ndarray]
     frame_numbers: tuple[int, ...]
     spacing: tuple[float, float, float]
     affine: np.ndarray
@@ -39,30 +38,45 @@ class Scan:
     warnings: tuple[str, ...] = ()
 
     @property
+    def intensities(self) -> np.ndarray:
+        """Of the image of ACDC's scans."""
+        return self.values["image"]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Of the mask of ACDC's scans, or None where no task needs them."""
+        return self.values.get("mask")
+
+    @property
     def name(self) -> str:
         return f"{self.patient}/{self.image}"
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The grid of coordinates: (frame, x, y, z) of a cine, (x, y, z) of a single frame."""
-        return self.intensities.shape if self.num_frames > 1 else self.intensities.shape[1:]
+        shape = self._any_values.shape
+        return shape if shape[0] > 1 else shape[1:]
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the intensities, and of the labels if there are some."""
-        state = hashlib.sha256(np.ascontiguousarray(self.intensities))
-        if self.labels is not None:
-            state.update(np.ascontiguousarray(self.labels))
+        """Of the values, head by head."""
+        state = hashlib.sha256()
+        for values in self.values.values():
+            state.update(np.ascontiguousarray(values))
         return state.hexdigest()
 
     @property
     def num_frames(self) -> int:
-        return self.intensities.shape[0]
+        return self._any_values.shape[0]
 
     @property
     def num_voxels(self) -> int:
         """Voxels of one frame."""
-        return self.intensities[0].size
+        return self._any_values[0].size
+
+    @property
+    def _any_values(self) -> np.ndarray:
+        return next(iter(self.values.values()))
 
 
 def is_name(patient: str) -> bool:
@@ -106,5 +120,5 @@ def scaled_by_cine(scan: Scan) -> Scan:
         return scan
     low, high = min(own[0], cine[0]), max(own[1], cine[1])
     values = scan.intensities * np.float64(own[1] - own[0]) + (own[0] - low)
-    scaled = (values / (high - low)).astype(np.float32)
-    return dataclasses.replace(scan, intensities=scaled, intensity_range=(low, high))
+    scaled = {"image": (values / (high - low)).astype(np.float32)}
+    return dataclasses.replace(scan, values={**scan.values, **scaled}, intensity_range=(low, high))

@@ -157,7 +157,7 @@ def losses_of_step(
         def losses(params):
             if as_curve:
                 of_points = [points for _, points in asked]
-                classes = take(scan.labels, points)
+                classes = take(scan.values[head.name], points)
                 loss, answers = class_losses(field, params, of_points, offset, head, classes)
                 fit = weighted_mean(loss, points.weights, padded=points.first is not None)
             else:

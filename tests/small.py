@@ -42,8 +42,10 @@ def make_scan(patient, shape, num_frames=4, image="cine", seed=0):
     return Scan(
         patient=patient,
         image=image,
-        intensities=rng.uniform(size=(num_frames, *shape)).astype("f4"),
-        labels=rng.integers(0, 4, (num_frames, *shape)).astype("u1"),
+        values={
+            "image": rng.uniform(size=(num_frames, *shape)).astype("f4"),
+            "mask": rng.integers(0, 4, (num_frames, *shape)).astype("u1"),
+        },
         frame_numbers=tuple(range(1, num_frames + 1)),
         spacing=(1.0, 1.0, 10.0),
         affine=np.eye(4),

@@ -228,7 +228,7 @@ def test_a_reader_of_ones_own_is_an_entry(root, monkeypatch):
 
     def read_wrongly(folder, image, num_frames):
         scan = acdc.read_image(folder, image, num_frames + (image == "cine"))
-        return dataclasses.replace(scan, labels=None)
+        return dataclasses.replace(scan, values={"image": scan.intensities})
 
     monkeypatch.setitem(cohorts.DATASETS, "mine", Dataset(acdc.find_patients, read_wrongly))
     with pytest.raises(DataError, match=r"patient001: its reader gave float32 of shape \(5, "):
@@ -248,7 +248,9 @@ def test_a_reader_of_ones_own_is_an_entry(root, monkeypatch):
 def test_labels_that_no_task_could_learn_are_refused(root, monkeypatch, labels, message):
     def read(folder, image, num_frames):
         scan = acdc.read_image(folder, "ED", 1)
-        return dataclasses.replace(scan, image=image, labels=labels(scan.labels))
+        return dataclasses.replace(
+            scan, image=image, values={**scan.values, "mask": labels(scan.labels)}
+        )
 
     monkeypatch.setitem(cohorts.DATASETS, "mine", Dataset(acdc.find_patients, read))
     with pytest.raises(DataError, match=f"patient001: its reader gave {message}"):
@@ -260,7 +262,7 @@ def test_labels_that_no_task_needs_are_left_out(root, monkeypatch):
 
     def read(folder, image, num_frames):
         scan = acdc.read_cine(folder, num_frames)
-        return dataclasses.replace(scan, labels=scan.intensities > 0.5)
+        return dataclasses.replace(scan, values={**scan.values, "mask": scan.intensities > 0.5})
 
     monkeypatch.setitem(cohorts.DATASETS, "mine", Dataset(acdc.find_patients, read))
     assert all(s.labels is None for s in read_scans(root, "domain_expansion", dataset="mine"))

@@ -14,8 +14,10 @@ def make_scan(image="cine"):
     return Scan(
         patient="patient001",
         image=image,
-        intensities=RNG.uniform(size=SHAPE).astype("f4"),
-        labels=RNG.integers(0, 4, SHAPE).astype("u1"),
+        values={
+            "image": RNG.uniform(size=SHAPE).astype("f4"),
+            "mask": RNG.integers(0, 4, SHAPE).astype("u1"),
+        },
         frame_numbers=(1, 2),
         spacing=(1.0, 1.0, 10.0),
         affine=np.eye(4),

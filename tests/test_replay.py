@@ -23,9 +23,9 @@ def test_joint_training_asks_for_the_true_values(name):
     index = strategy.sample(view, {}, NEW, key).points.index
     assert index.max() < 2 * VOXELS
     outputs = np.asarray(evaluate(field, params, index, GRID), float)
-    image = np.mean((outputs[:, 0] - view.scan.intensities[index]) ** 2) / 2
+    image = np.mean((outputs[:, 0] - view.scan.values["image"][index]) ** 2) / 2
     p = np.exp(outputs[:, 1:]) / np.exp(outputs[:, 1:]).sum(axis=1, keepdims=True)
-    true = np.eye(4)[view.scan.labels[index]]
+    true = np.eye(4)[view.scan.values["mask"][index]]
     mask = -np.mean(true * np.log(p) + (1 - true) * np.log(1 - p))
     np.testing.assert_allclose(loss_of(strategy, view, params, key), 3 * (image + mask), rtol=1e-4)
 
@@ -72,11 +72,11 @@ def test_replay_looks_at_nothing_that_is_not_kept(whole):
     own = kept_of(strategy, view)
 
     def loss(values):
-        changed = view._replace(memory=memory, scan=view.scan._replace(intensities=values))
+        changed = view._replace(memory=memory, scan=view.scan._replace(values={"image": values}))
         sample = strategy.sample(changed, {}, new, jax.random.key(3))
         return strategy.loss(changed, {}, params, sample, field.apply(params, sample.inputs))
 
-    slopes = np.asarray(jax.grad(loss)(view.scan.intensities))
+    slopes = np.asarray(jax.grad(loss)(view.scan.values["image"]))
     assert set(np.flatnonzero(slopes)) <= set(own)
     if whole:
         assert set(np.flatnonzero(slopes)) == set(own)
@@ -100,7 +100,7 @@ def test_joint_training_is_distillation_from_a_teacher_that_is_right():
     """The gradient is the same where the teacher's answers are the data."""
     field, params = make("siren", channels=1)
     view = make_view(field)
-    exact = Teacher(None, view.scan.intensities[:, None])
+    exact = Teacher(None, view.scan.values["image"][:, None])
     key, gradients = jax.random.key(4), []
     for strategy, memory in ((joint(2.0), None), (distillation(2.0), exact)):
         own = view._replace(memory=memory)

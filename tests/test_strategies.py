@@ -31,7 +31,7 @@ def make_view(field, heads=(IMAGE,), frames=((0, 2),), points_evaluated=10**6):
     labels = (noise * 4).astype(jnp.int32)
     return TaskView(
         field=field,
-        scan=PaddedScan(noise, labels, GRID, jax.random.key(8)),
+        scan=PaddedScan({"image": noise, "mask": labels}, GRID, jax.random.key(8)),
         key=jax.random.key(7),
         new=Taught((Domain(IMAGE, jnp.array([[2, 3]])),), jnp.array([[2, 3]])),
         previous=Taught(domains[-1:], frames[-1]),

@@ -134,8 +134,7 @@ def read_cine(folder: Path, num_frames: int) -> Scan:
     return Scan(
         patient=folder.name,
         image="cine",
-        intensities=scale_intensities(np.moveaxis(frames, 3, 0)),
-        labels=None,
+        values={"image": scale_intensities(np.moveaxis(frames, 3, 0))},
         frame_numbers=numbers,
         spacing=volume.spacing,
         affine=volume.affine,
@@ -186,11 +185,11 @@ def read_phase(folder: Path, phase: str) -> Scan:
     warnings = collect(faults, _misplaced, mask_path, mask, volume) if not faults else ()
     if faults:
         raise DataError("\n".join(faults))
+    labels = mask.data[None].astype(np.uint8)
     return Scan(
         patient=folder.name,
         image=phase,
-        intensities=scale_intensities(volume.data[None]),
-        labels=mask.data[None].astype(np.uint8),
+        values={"image": scale_intensities(volume.data[None]), "mask": labels},
         frame_numbers=(number,),
         spacing=volume.spacing,
         affine=volume.affine,
@@ -214,12 +213,11 @@ def read_phases(folder: Path) -> Scan:
     if first.shape != second.shape or not np.allclose(first.affine, second.affine, atol=1e-3):
         raise DataError(f"{folder}: ED and ES differ in shape or affine; one grid would be right.")
     values = [s.intensities * np.ptp(s.intensity_range) + s.intensity_range[0] for s in scans]
-    values = np.concatenate(values)
+    values, labels = np.concatenate(values), np.concatenate([s.labels for s in scans])
     return dataclasses.replace(
         first,
         image="phases",
-        intensities=scale_intensities(values),
-        labels=np.concatenate([s.labels for s in scans]),
+        values={"image": scale_intensities(values), "mask": labels},
         frame_numbers=first.frame_numbers + second.frame_numbers,
         intensity_range=range_of(values),
         warnings=first.warnings + second.warnings,

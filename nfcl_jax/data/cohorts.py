@@ -129,7 +129,7 @@ def _read(folder: Path, image: str, scenario: Scenario, read: Callable, scaled_b
         )
     heads = [task.head for task in scenario.tasks(1.0) if task.head.kind == "mask"]
     if not heads:
-        return dataclasses.replace(scan, labels=None)
+        return dataclasses.replace(scan, values={"image": values})
     if scan.labels is None or scan.labels.shape != values.shape:
         what = "no labels" if scan.labels is None else f"labels of shape {scan.labels.shape}"
         raise DataError(f"{folder}: its reader gave {what}; a task needs shape {values.shape}.")

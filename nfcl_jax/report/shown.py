@@ -68,8 +68,11 @@ def _load(path: Path) -> Scan:
     scan = Scan(
         patient=patient,
         image=image,
-        intensities=arrays["intensities"],
-        labels=arrays.get("labels"),
+        values={
+            head: arrays[name]
+            for head, name in (("image", "intensities"), ("mask", "labels"))
+            if name in arrays
+        },
         frame_numbers=tuple(arrays["frame_numbers"].tolist()),
         spacing=tuple(arrays["spacing"].tolist()),
         affine=arrays["affine"],
