@@ -11,7 +11,7 @@ ORDER = [
     "strategies.ewc", "strategies.mas", "strategies.ogd", "strategies",
     "metrics", "arguments", "optimiser", "step", "batching", "fitting", "loop",
     "checkpoints", "partial", "locks",
-    "geometry", "data.volumes", "data.acdc", "data.phantom", "data.cohorts", "config",
+    "geometry", "data.volumes", "data.table", "data.acdc", "data.phantom", "data.cohorts", "config",
     "run_folder", "rows", "fitted", "nifti", "sizes", "runs",
     "report.statistics", "report.results", "report.tables", "report.caveats", "report.verdicts",
     "report.claims",
