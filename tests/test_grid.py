@@ -101,7 +101,7 @@ def test_values_are_overridden_for_one_field_or_all(tmp_path):
 
 
 def test_the_recommended_grid_differs_from_the_papers_in_how_fields_are_fitted(tmp_path):
-    """Same steps and fields, no earlier data: only rates, points and weights."""
+    """Same steps and layers, no earlier data: only rates, points, weights and the frames' times."""
     fitted = {
         "batch_size",
         "learning_rate",
@@ -115,7 +115,8 @@ def test_the_recommended_grid_differs_from_the_papers_in_how_fields_are_fitted(t
         own = cell.config
         shipped = make_config(own["scenario"], own["field"]["name"], own["strategy"])
         changed = {k for k in own if k != "data" and own[k] != shipped[k]}
-        assert "schedule" in changed <= fitted, cell.name
+        assert "schedule" in changed <= fitted | {"field"}, cell.name
+        assert own["field"] | {"time_scale": 1.0} == shipped["field"] | {"time_scale": 1.0}
 
 
 def test_values_are_overridden_for_cells_by_their_names(tmp_path):
