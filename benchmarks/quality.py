@@ -32,10 +32,9 @@ from nfcl_jax.data.cohorts import read_scans
 from nfcl_jax.fields import field_title
 from nfcl_jax.metrics import metrics_of, score
 from nfcl_jax.report.tables import markdown
-from nfcl_jax.run_folder import tasks_of
 from nfcl_jax.runner import Caller, run
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import SCENARIOS, num_frames
+from nfcl_jax.scenarios import SCENARIOS, num_frames, tasks_of
 from nfcl_jax.storage import write_file
 
 _ROOT = flags.DEFINE_string("root", None, "the folder of patientNNN folders")

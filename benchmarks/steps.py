@@ -22,10 +22,9 @@ from nfcl_jax.fitting import (
     task_arguments,
 )
 from nfcl_jax.records import Learned
-from nfcl_jax.run_folder import tasks_of
 from nfcl_jax.runner import recipe_of
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import num_channels
+from nfcl_jax.scenarios import num_channels, tasks_of
 from nfcl_jax.strategies import create_strategy
 
 Run = Callable[[int], None]  # does so many steps, and returns when they are done

@@ -15,9 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nfcl_jax.run_folder import tasks_of
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import NUM_CLASSES, num_channels, num_frames
+from nfcl_jax.scenarios import NUM_CLASSES, num_channels, num_frames, tasks_of
 
 
 class Encoding(nn.Module):

@@ -22,10 +22,9 @@ from experiments.launch.cli import launch
 from experiments.launch.grid import make_cells
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.metrics import score
-from nfcl_jax.run_folder import tasks_of
 from nfcl_jax.runner import read_data
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import num_frames
+from nfcl_jax.scenarios import num_frames, tasks_of
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "as of experiments.paper")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for what is written")

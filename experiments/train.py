@@ -15,12 +15,15 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from experiments.launch.cli import launch
-from experiments.launch.console import ProgressBar, log_to_screen, summary_table
+from experiments.launch.console import ProgressBar, log_to_screen, scores_table, summary_table
+from nfcl_jax import table_run
 from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.config import check_config
 from nfcl_jax.locks import locked, stopping
-from nfcl_jax.run_folder import label_of, refuse_another_run, tasks_of
+from nfcl_jax.run_folder import label_of, refuse_another_run
 from nfcl_jax.runner import Caller, planned_work, read_data, run
+from nfcl_jax.scenarios import SEQUENCE, tasks_of
+from nfcl_jax.storage import write_csv
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/SCENARIO.py:FIELD,STRATEGY")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the run writes")
@@ -42,6 +45,8 @@ def train(config: dict[str, Any], workdir: Path, console: Console) -> None:
       SystemExit: at the end, if the fits are not usable.
     """
     check_config(config)
+    if config["scenario"] == SEQUENCE:
+        return train_table(config, workdir, console)
     refuse_another_run(config, None, workdir)  # before anything is written there
     with log_to_screen(console), locked(workdir), stopping() as asked_to_stop:
         cohort = read_data(config, [config["scenario"]], workdir)
@@ -61,6 +66,30 @@ def train(config: dict[str, Any], workdir: Path, console: Console) -> None:
         console.print(f"left out: {', '.join(cohort.faults)}; why is in {workdir}/patients.json")
     if fault := outcome.fault(config["strict"], cohort.faults):
         sys.exit(f"error: {fault}")
+
+
+def train_table(config: dict[str, Any], workdir: Path, console: Console) -> None:
+    """The same for a table of scans, each field of which has a run of its own."""
+    failed, done = [], []
+    with log_to_screen(console), locked(workdir), stopping() as asked_to_stop:
+        runs = table_run.plan(config, table_run.read_data(config), workdir)
+        works = [
+            planned_work(own.config, [own.scan], learned=num_learned(own.workdir)) for own in runs
+        ]
+        with ProgressBar(console, sum(map(sum, works))) as bar:
+            for own, work in zip(runs, works, strict=True):
+                with bar.of_run(own.name, work, config["num_steps"]) as on_progress:
+                    caller = Caller(on_progress, asked_to_stop)
+                    outcome = run(own.config, [own.scan], own.workdir, caller)
+                failed += [own.name] if outcome.failed else []
+                done.append(own)
+                scores = table_run.scores_of(done)
+                write_csv(workdir / "metrics.csv", scores, label_of(config))
+    console.print(scores_table(scores, {own.name: tasks_of(own.config) for own in done}))
+    if failed:
+        console.print(f"diverged or collapsed: {', '.join(failed)}; see their fits.csv")
+    if len(failed) == len(runs) or (failed and config["strict"]):
+        sys.exit(f"error: not usable: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

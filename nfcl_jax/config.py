@@ -1,7 +1,6 @@
 """The config of a run, as nested dictionaries: its defaults, each read from where the thing is
 defined, and the checks of its values."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,10 @@ from typing import Any
 from nfcl_jax import fields, strategies
 from nfcl_jax.checks import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Check, one_of
 from nfcl_jax.data.cohorts import DATASETS, INTENSITY_RANGES
-from nfcl_jax.errors import ConfigError, RunError, first_line, look_up
+from nfcl_jax.errors import ConfigError, RunError, look_up
 from nfcl_jax.fields import FIELDS
-from nfcl_jax.scenarios import SCENARIOS, num_frames
+from nfcl_jax.scenarios import SEQUENCE, all_scenarios, num_frames, tasks_of
+from nfcl_jax.storage import read_json
 from nfcl_jax.strategies import STRATEGIES
 
 SCHEDULES = ("constant", "cosine")  # "cosine" falls to 0 at the end of each task
@@ -61,11 +61,20 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         "field": {"name": field, **fields.constants(field)},
         "strategy": strategy,
     }
+    of_table = scenario == SEQUENCE
     constants = strategies.constants(
-        strategy, look_up(SCENARIOS, "scenario", scenario, ConfigError)
+        strategy, look_up(all_scenarios(), "scenario", scenario, ConfigError)
     )
     if constants:
         config[strategy] = constants
+    if of_table:
+        config["data"] = {
+            "table": "",  # the CSV file, see nfcl_jax/data/table.py
+            "time_range": "",  # the times that are -1 and 1 for a field, such as "0,730"
+            # Whether images on another grid than the patient's first are resampled to it.
+            "resample": False,
+        }
+        return config
     config["data"] = {
         "dataset": "acdc",  # how its files are read
         "root": "",  # the folder of patientNNN folders; empty is the built-in phantom
@@ -89,7 +98,8 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(config)
     if "patients_per_batch" in config:
         config["scans_per_batch"] = config.pop("patients_per_batch")
-    config["data"] = {"dataset": "acdc", "intensity_range": "frames", **config["data"]}
+    if config["scenario"] != SEQUENCE:
+        config["data"] = {"dataset": "acdc", "intensity_range": "frames", **config["data"]}
     rates = {"warmup_steps": 0, "schedule": "constant", "muon_rate": 0.0, "later_factor": 1.0}
     config = rates | {"keep_optimiser": False} | config
     for strategy, constant in (("ewc", "decay"), ("distillation", "ramp")):
@@ -147,18 +157,6 @@ def _is_section(config: Mapping[str, Any], name: str) -> bool:
     return isinstance(config.get(name, {}), dict)
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-      RunError: if it is none.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path}: damaged ({first_line(error)}).") from error
-
-
 def constants_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The constants of a config's strategy."""
     return dict(config.get(config["strategy"], {}))
@@ -188,7 +186,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 def _shipped(config: Mapping[str, Any]) -> dict[str, Any]:
     """The defaults of what the config holds, as far as its names are known."""
     names = config.get("scenario"), config["field"].get("name"), config.get("strategy")
-    tables = SCENARIOS, FIELDS, STRATEGIES
+    tables = all_scenarios(), FIELDS, STRATEGIES
     known = [isinstance(n, str) and n in t for n, t in zip(names, tables, strict=True)]
     some = [n if k else next(iter(t)) for n, k, t in zip(names, known, tables, strict=True)]
     shipped = make_config(*some)
@@ -245,7 +243,7 @@ def _checks(config: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
         ("scans_per_batch", batch),
         ("checkpoint_every_steps", NOT_NEGATIVE._replace(wanted="at least 1, or 0 for never")),
         ("matmul_precision", one_of(MATMUL_PRECISIONS)),
-        ("scenario", one_of(SCENARIOS)),
+        ("scenario", one_of(all_scenarios())),
         ("data.dataset", one_of(DATASETS)),
         ("data.patients", names),
         ("data.intensity_range", one_of(INTENSITY_RANGES)),
@@ -255,8 +253,9 @@ def _checks(config: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
     set_by = "set by :FIELD,STRATEGY"
     of_field = set(fields.constants(field["name"])) if field["name"] in FIELDS else set()
     yield "field.name", Check(lambda x: of_field == set(field) - {"name"}, set_by)
-    known = strategy in STRATEGIES and config["scenario"] in SCENARIOS
-    of_strategy = strategies.constants(strategy, SCENARIOS[config["scenario"]]) if known else {}
+    scenarios = all_scenarios()
+    known = strategy in STRATEGIES and config["scenario"] in scenarios
+    of_strategy = strategies.constants(strategy, scenarios[config["scenario"]]) if known else {}
     fits = not known or set(of_strategy) == set(own)
     yield "strategy", Check(lambda x: x in STRATEGIES and fits, set_by)
     if of_field:
@@ -270,7 +269,7 @@ def _checks(config: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
 def _incompatible(config: Mapping[str, Any]) -> list[str]:
     """Why a strategy's constants, the field and the tasks do not go together, or a value would do
     nothing."""
-    tasks = SCENARIOS[config["scenario"]].tasks(config["huber_delta"])
+    tasks = tasks_of(config)
     field, kind = FIELDS[config["field"]["name"]], STRATEGIES[config["strategy"]]
     reason = kind.refuse(constants_of(config), field, tasks)
     faults = [f"config.{config['strategy']}.{reason}"] if reason else []
@@ -278,7 +277,7 @@ def _incompatible(config: Mapping[str, Any]) -> list[str]:
         faults.append(
             "config.keep_optimiser = True needs config.muon_rate = 0: only Adam's moments are kept."
         )
-    if config["field"].get("time_scale", 1) != 1 and num_frames(tasks) == 1:
+    if tasks and config["field"].get("time_scale", 1) != 1 and num_frames(tasks) == 1:
         faults.append(
             f"config.field.time_scale = {config['field']['time_scale']} does nothing: the scenario "
             "has one frame."

@@ -220,11 +220,11 @@ def _finished(
     """What a scan has at the end of a task, scored and without its padding. `flat` are the outputs
     at its flat indices."""
     tasks = task.tasks
-    shape = (num_frames(tasks), *scan.intensities.shape[1:])
+    shape = (num_frames(tasks), *scan.shape[-3:])
     outputs = flat[: int(np.prod(shape))].reshape(*shape, flat.shape[-1])
     number, share = len(tasks), end.penalty_share
     scores = [
-        Score(scan.patient, scan.image, number, evaluated, metric, value)
+        Score(scan.patient, scan.label(lesson.head.name), number, evaluated, metric, value)
         for evaluated, seen in enumerate(tasks, start=1)
         for lesson in seen.lessons
         for metric, value in metrics.score(lesson, scan, outputs).items()
@@ -246,7 +246,7 @@ def _finished(
         penalty_gradient_share=share.gradient if share else 0.0,
         curve_error=curve_error,
     )
-    own = task.resized(end.learned, scan.intensities.size)
+    own = task.resized(end.learned, scan.num_frames * scan.num_voxels)
     return end._replace(learned=own, optimiser=[], scores=scores, fits=[fit])
 
 

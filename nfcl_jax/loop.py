@@ -4,11 +4,15 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from nfcl_jax.batching import make_batches
+from nfcl_jax.fields import FIELDS, create_field
 from nfcl_jax.fitting import BatchTask, Recipe, fit_batch, points_per_step
+from nfcl_jax.padded import scan_key
+from nfcl_jax.params import begun, grow_table, num_output_channels
 from nfcl_jax.records import Learned, Partial, Progress, TaskResult
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import Task
@@ -77,7 +81,7 @@ def learn(
     """
     points = max(points_per_step(recipe, scan) for scan in scans)
     count, batches = make_batches(scans, recipe.scans_per_batch, points, mesh)
-    learned, partial = dict(start.learned), dict(start.partial)
+    learned, partial = _with_all_rows(scans, recipe, start.learned), dict(start.partial)
     for number in range(start.task + 1, len(tasks) + 1):
         done = {name: own for name, own in partial.items() if own.fits}
         learned |= {name: own.learned for name, own in done.items()}
@@ -102,3 +106,19 @@ def learn(
         scores = sorted(score for own in done.values() for score in own.scores)
         fits = sorted(fit for own in done.values() for fit in own.fits)
         yield TaskResult(number, dict(learned), scores, fits)
+
+
+def _with_all_rows(
+    scans: Sequence[Scan], recipe: Recipe, learned: Mapping[str, Learned]
+) -> dict[str, Learned]:
+    """What was learned, its tables with rows for frames that came later, as these would have been
+    from the first task on."""
+    found = dict(learned)
+    for scan in scans if FIELDS[recipe.field["name"]].on_grid else ():
+        own, rows = found.get(scan.name), scan.num_frames * scan.num_voxels
+        if own and len(own.params["params"]["table"]) < rows:
+            field = create_field(recipe.field, num_output_channels(own.params), rows)
+            fresh = begun(field, None, scan_key(recipe.seed, scan.name), 1, len(scan.shape))
+            grown = jax.tree.map(np.asarray, grow_table(own.params, fresh))
+            found[scan.name] = own._replace(params=grown)
+    return found

@@ -11,7 +11,7 @@ import numpy as np
 from skimage.metrics import structural_similarity
 
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import Lesson
+from nfcl_jax.scenarios import Head, Lesson
 
 SSIM_WINDOW = 7  # voxels: a slice must be as large to be scored
 COLLAPSED_CONTRAST = 0.01
@@ -42,10 +42,11 @@ def dice(target: np.ndarray, prediction: np.ndarray, label: int) -> float:
     return 2 * int((a & b).sum()) / total if total else float("nan")
 
 
-def mean_dice(target: np.ndarray, prediction: np.ndarray) -> float:
-    """Mean Dice coefficient of the classes but 0 that either has; NaN if there is none."""
+def mean_dice(target: np.ndarray, prediction: np.ndarray, background: int = 0) -> float:
+    """Mean Dice coefficient of the classes that either has, but that of the background; NaN if
+    there is none."""
     present = np.union1d(target, prediction).tolist()
-    scores = [dice(target, prediction, int(label)) for label in present if label]
+    scores = [dice(target, prediction, int(label)) for label in present if label != background]
     return float(np.mean(scores)) if scores else float("nan")
 
 
@@ -119,11 +120,24 @@ def score(lesson: Lesson, scan: Scan, outputs: np.ndarray) -> dict[str, float]:
 
 
 def _score_frame(lesson: Lesson, scan: Scan, outputs: np.ndarray, frame: int) -> dict[str, float]:
-    channels, names = outputs[frame][..., lesson.head.channels], metrics_of(lesson.head.kind)
+    channels, functions = outputs[frame][..., lesson.head.channels], _functions(lesson.head)
     if not np.isfinite(channels).all():
-        return dict.fromkeys(names, float("nan"))
-    prediction = predicted(lesson, channels)
-    return {name: METRICS[name].function(truth(lesson, scan)[frame], prediction) for name in names}
+        return dict.fromkeys(functions, float("nan"))
+    target, prediction = truth(lesson, scan)[frame], predicted(lesson, channels)
+    return {name: function(target, prediction) for name, function in functions.items()}
+
+
+def _functions(head: Head) -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
+    """The metrics of a head: those of its kind or, of a mask with labels of its own, Dice's of each
+    but 0, by the label, and their mean."""
+    if not head.labels:
+        return {name: METRICS[name].function for name in metrics_of(head.kind)}
+    background = head.labels.index(0) if 0 in head.labels else -1
+    return {"dsc": functools.partial(mean_dice, background=background)} | {
+        f"dsc_{label}": functools.partial(dice, label=i)
+        for i, label in enumerate(head.labels)
+        if i != background
+    }
 
 
 def truth(lesson: Lesson, scan: Scan) -> np.ndarray:

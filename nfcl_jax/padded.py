@@ -55,6 +55,7 @@ def stack_scans(scans: Sequence[Scan], num_voxels: int, seed: int) -> PaddedScan
         values[: volume.size] = volume.ravel()
         return values
 
+    times = [scan.times for scan in scans] if scans[0].times else None
     types = {"f": np.float32, "u": np.int32}
     heads = {name: types[values.dtype.kind] for name, values in scans[0].values.items()}
     return PaddedScan(
@@ -62,7 +63,10 @@ def stack_scans(scans: Sequence[Scan], num_voxels: int, seed: int) -> PaddedScan
             name: jnp.stack([flat(scan.values[name], dtype) for scan in scans])
             for name, dtype in heads.items()
         },
-        grid=VoxelGrid(jnp.array([scan.shape for scan in scans], jnp.int32)),
+        grid=VoxelGrid(
+            jnp.array([scan.shape for scan in scans], jnp.int32),
+            times and jnp.array(times, jnp.float32),
+        ),
         key=jnp.stack([scan_key(seed, scan.name) for scan in scans]),
     )
 

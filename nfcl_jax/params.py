@@ -98,6 +98,12 @@ def begun(
     return params if num_output_channels(params) == field.channels else grow_output(params, fresh)
 
 
+def grow_table(params: Params, fresh: Params) -> Params:
+    """`params` with the rows of `fresh`'s table beyond those that it has."""
+    table, new = params["params"]["table"], fresh["params"]["table"]
+    return {"params": params["params"] | {"table": jnp.concatenate([table, new[len(table) :]])}}
+
+
 def pad_output(params: Params, channels: int) -> Params:
     """A tree like the parameters of a field, with zeros for output channels up to `channels`."""
 

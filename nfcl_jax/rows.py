@@ -9,7 +9,7 @@ from nfcl_jax.errors import RunError
 from nfcl_jax.metrics import metrics_of
 from nfcl_jax.records import Fit, Score
 from nfcl_jax.run_folder import label_of
-from nfcl_jax.scenarios import SCENARIOS
+from nfcl_jax.scenarios import SEQUENCE, tasks_of
 from nfcl_jax.storage import Label, read_csv
 
 
@@ -29,7 +29,8 @@ def read_rows(
       RunError: if a file is missing, cannot be read, is another run's, or has other rows than
         these.
     """
-    tasks, scans = SCENARIOS[config["scenario"]].tasks(1.0), list(scans)
+    tasks, scans = tasks_of(config), list(scans)
+    by_head = config["scenario"] == SEQUENCE  # what `image` says in metrics.csv
     numbers = range(1, most + 1)
     scores, fits = _rows(workdir / "metrics.csv", Score), _rows(workdir / "fits.csv", Fit)
     scores = [row for row in scores if row.trained_task <= most]
@@ -41,21 +42,26 @@ def read_rows(
             f"is {', '.join(map(str, label_of(config)))}; a copy of its own file would be right."
         )
     # A metric that the program has or lacks since then is in all rows of a learned task or in none.
-    main = {task.head.kind: metrics_of(task.head.kind)[0] for task in tasks}
-    metrics = {(number, kind): [name] for number in numbers for kind, name in main.items()}
+    heads = {lesson.head.name: lesson.head for task in tasks for lesson in task.lessons}
+    metrics = {
+        (number, name): [metrics_of(head.kind)[0]]
+        for number in numbers
+        for name, head in heads.items()
+    }
     for row in scores:
         if 1 <= row.evaluated_task <= len(tasks) and row.trained_task >= 1:
-            kind = tasks[row.evaluated_task - 1].head.kind
-            metrics[row.trained_task, kind].append(row.metric)
+            name = row.image if by_head else tasks[row.evaluated_task - 1].head.name
+            metrics.get((row.trained_task, name), []).append(row.metric)
     _refuse_other_rows(
         workdir / "metrics.csv",
         [row[:-1] for row in scores],
         [
-            (*name.split("/"), trained, evaluated, metric)
+            (patient, head.name if by_head else image, trained, evaluated, metric)
             for trained in numbers
-            for name in scans
+            for patient, image in (name.split("/") for name in scans)
             for evaluated in range(1, trained + 1)
-            for metric in dict.fromkeys(metrics[trained, tasks[evaluated - 1].head.kind])
+            for head, _ in tasks[evaluated - 1].lessons
+            for metric in dict.fromkeys(metrics[trained, head.name])
         ],
     )
     of_fits = [(*name.split("/"), number) for number in numbers for name in scans]

@@ -16,7 +16,6 @@ from nfcl_jax.config import (
     INDIFFERENT,
     in_todays_terms,
     read_config,
-    read_json,
     split_words,
     stored_config,
 )
@@ -24,15 +23,10 @@ from nfcl_jax.errors import ConfigError, RunError
 from nfcl_jax.fields import Field, Params, create_field, init_params
 from nfcl_jax.params import num_parameters
 from nfcl_jax.scan import Scan, is_name
-from nfcl_jax.scenarios import SCENARIOS, Task, num_channels
-from nfcl_jax.storage import Label, write_file
+from nfcl_jax.scenarios import SEQUENCE, num_channels, tasks_of
+from nfcl_jax.storage import Label, read_json, write_file
 
 LATER = ("intensity_range", "sha256")  # of a scan, which early runs do not have
-
-
-def tasks_of(config: Mapping[str, Any]) -> tuple[Task, ...]:
-    """The tasks of a config's scenario."""
-    return SCENARIOS[config["scenario"]].tasks(config["huber_delta"])
 
 
 def label_of(config: Mapping[str, Any]) -> Label:
@@ -47,7 +41,7 @@ def describe_scans(
     is left out, with the reasons."""
     channels, records = num_channels(tasks_of(config)), []
     for scan in scans:
-        field = create_field(config["field"], channels, scan.intensities.size)
+        field = create_field(config["field"], channels, scan.num_frames * scan.num_voxels)
         records.append(
             {
                 "patient": scan.patient,
@@ -60,6 +54,8 @@ def describe_scans(
                 "sha256": scan.sha256,
                 "parameters": num_parameters(_abstract(field, len(scan.shape))),
             }
+            | ({"times": scan.times} if scan.times else {})
+            | dict(scan.source)
         )
     return records + [{"patient": name, "left_out": faults} for name, faults in left_out.items()]
 
@@ -73,7 +69,7 @@ def _abstract(field: Field, axes: int) -> Params:
 def params_like(config: Mapping[str, Any], scan_record: Mapping[str, Any], task: int) -> Params:
     """Shapes and types of the parameters that a task leaves of a scan."""
     shape = scan_record["shape"]
-    channels = num_channels(SCENARIOS[config["scenario"]].tasks(1.0)[:task])
+    channels = num_channels(tasks_of(config)[:task])
     return _abstract(create_field(config["field"], channels, math.prod(shape)), len(shape))
 
 
@@ -109,7 +105,7 @@ def _is_record(record: Any) -> bool:
         and _are_numbers([shape, frames, [record.get("parameters")]], int)
         and min(shape + frames + [record["parameters"]]) >= 1
         and len(shape) >= 3
-        and shape[:-3] == ([len(frames)] if len(frames) > 1 else [])
+        and shape[:-3] == ([len(frames)] if len(frames) > 1 or record.get("times") else [])
         and frames == sorted(set(frames))
         and _are_numbers([record.get("spacing")], int, float)
         and len(record["spacing"]) == 3
@@ -208,6 +204,11 @@ def _what_matters(config: Mapping[str, Any], but: Sequence[str]) -> dict[str, An
     patients, and without these of its data."""
     given = config["data"]
     patients = ",".join(sorted(set(split_words(given.get("patients", "")))))
+    if config["scenario"] == SEQUENCE:  # its rows are in patients.json, and tell the tasks
+        kept = {k: v for k, v in given.items() if k != "table"}
+        return {k: v for k, v in config.items() if k not in (*INDIFFERENT, "tasks")} | {
+            "data": kept
+        }
     data = given | {"root": str(Path(given.get("root", "")).resolve()), "patients": patients}
     # patients.json tells who was left out.
     data = {k: v for k, v in data.items() if k not in ("skip_invalid", *but)}
@@ -223,11 +224,25 @@ def differing_scans(there: list[dict], wanted: list[dict]) -> list[str]:
     ]
     if both[0].keys() != both[1].keys():
         return [f"patients = {' instead of '.join(', '.join(own) or 'none' for own in both)}"]
+    for name in both[0]:
+        _forget_later_rows(both[0][name], both[1][name])
     early = [key for key in LATER if not any(key in record for record in both[0].values())]
     for record in (record for own in both for record in own.values()):
         for key in early:
             record.pop(key, None)
     return _differences(*both, "patients")
+
+
+def _forget_later_rows(there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Of two records of a table's scan leaves what must not differ: its grid, and the rows that
+    `there` has. Others may have come later."""
+    if "rows" not in there or "rows" not in wanted:
+        return
+    for record in (there, wanted):
+        record["grid"] = record["shape"][-3:]
+        for key in ("shape", "frame_numbers", "times", "parameters", "sha256"):
+            record.pop(key, None)
+        record["rows"] = dict(enumerate(record["rows"][: len(there["rows"])], start=1))
 
 
 def _differences(there, wanted, name: str) -> list[str]:

@@ -33,10 +33,10 @@ from nfcl_jax.run_folder import (
     params_like,
     refuse_another_checkpoint,
     refuse_another_run,
-    tasks_of,
     write_description,
 )
 from nfcl_jax.scan import Scan
+from nfcl_jax.scenarios import tasks_of
 from nfcl_jax.storage import write_csv, write_file
 from nfcl_jax.strategies import create_strategy
 
@@ -216,8 +216,9 @@ def _load_all(
     """What a task left of every scan, if this config and these scans are what it was learned by."""
     about = checkpoints.load_metadata(workdir, task)
     refuse_another_checkpoint(workdir, task, about, config, scan_records)
-    likes = [params_like(config, record, task) for record in of_scans(scan_records)]
-    like = dict(zip(names_of(scan_records), likes, strict=True))
+    # As they were then: a table of scans may have grown.
+    likes = [params_like(config, record, task) for record in of_scans(about["scans"])]
+    like = dict(zip(names_of(about["scans"]), likes, strict=True))
     return checkpoints.load_all(workdir, task, like)
 
 

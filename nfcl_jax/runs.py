@@ -26,7 +26,7 @@ from nfcl_jax.nifti import Sampling, sampled
 from nfcl_jax.params import num_output_channels
 from nfcl_jax.records import Score
 from nfcl_jax.rows import read_rows
-from nfcl_jax.scenarios import SCENARIOS, Task, num_frames
+from nfcl_jax.scenarios import Task, all_scenarios, num_frames, tasks_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -250,7 +250,7 @@ class Run:
         return pd.DataFrame(sizes.table(self.params(patient, task, image), voxels, score))
 
     def _tasks(self) -> tuple[Task, ...]:
-        return SCENARIOS[self.config["scenario"]].tasks(self.config["huber_delta"])
+        return tasks_of(self.config)
 
     def _check_task(self, task: int) -> None:
         if task not in self.tasks:
@@ -289,7 +289,7 @@ def open_run(workdir: str | Path) -> Run:
     records = run_folder.of_scans(run_folder.read_records(scans))
     given = read_config(config)
     for kind, name, known in (
-        ("scenario", given["scenario"], SCENARIOS),
+        ("scenario", given["scenario"], all_scenarios()),
         ("field", given["field"]["name"], FIELDS),
     ):
         if name not in known:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,9 @@ class Scan:
       cine_range: () -> the smallest and the largest of the patient's whole cine, likewise, or None
         where there is none. It is asked only where the intensities are to be scaled by it.
       warnings: what should be known of its files, a line each.
+      times: of the frames, in [-1, 1]; None where they are equidistant, from -1 to 1.
+      source: of a table's scan, what it was read from, for patients.json. Its scores are told apart
+        by the names of heads, not by `image`.
     """
 
     patient: str
@@ -36,6 +40,8 @@ class Scan:
     intensity_range: tuple[float, float] = (0.0, 1.0)
     cine_range: Callable[[], tuple[float, float] | None] = lambda: None
     warnings: tuple[str, ...] = ()
+    times: tuple[float, ...] | None = None
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def intensities(self) -> np.ndarray:
@@ -47,15 +53,20 @@ class Scan:
         """Of the mask of ACDC's scans, or None where no task needs them."""
         return self.values.get("mask")
 
+    def label(self, head: str) -> str:
+        """What tables call the image of a head's scores."""
+        return head if self.source else self.image
+
     @property
     def name(self) -> str:
         return f"{self.patient}/{self.image}"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The grid of coordinates: (frame, x, y, z) of a cine, (x, y, z) of a single frame."""
+        """The grid of coordinates: (frame, x, y, z) of a cine, (x, y, z) of a single frame without
+        a time."""
         shape = self._any_values.shape
-        return shape if shape[0] > 1 else shape[1:]
+        return shape[1:] if self.times is None and shape[0] == 1 else shape
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -118,7 +129,15 @@ def scaled_by_cine(scan: Scan) -> Scan:
     own, cine = scan.intensity_range, scan.cine_range()
     if cine is None:
         return scan
-    low, high = min(own[0], cine[0]), max(own[1], cine[1])
-    values = scan.intensities * np.float64(own[1] - own[0]) + (own[0] - low)
-    scaled = {"image": (values / (high - low)).astype(np.float32)}
-    return dataclasses.replace(scan, values={**scan.values, **scaled}, intensity_range=(low, high))
+    wider = min(own[0], cine[0]), max(own[1], cine[1])
+    scaled = {"image": rescaled(scan.intensities, own, wider)}
+    return dataclasses.replace(scan, values={**scan.values, **scaled}, intensity_range=wider)
+
+
+def rescaled(
+    intensities: np.ndarray, own: tuple[float, float], wider: tuple[float, float]
+) -> np.ndarray:
+    """Intensities whose 0 and 1 are the ends of one range, by those of a wider one."""
+    low, high = wider
+    values = intensities * np.float64(own[1] - own[0]) + (own[0] - low)
+    return (values / (high - low)).astype(np.float32)

@@ -27,6 +27,7 @@ class Head(NamedTuple):
       loss: (outputs, targets) -> a value per point, zero where they agree.
       as_targets: the field's raw outputs as the loss takes targets: the outputs themselves, or the
         softmax's probabilities.
+      labels: of a mask's classes in its files; none are 0, 1, ...
     """
 
     name: str
@@ -35,6 +36,7 @@ class Head(NamedTuple):
     num_channels: int
     loss: Callable
     as_targets: Callable
+    labels: tuple[int, ...] = ()
 
     @property
     def channels(self) -> slice:
@@ -46,14 +48,20 @@ def _identity(outputs):
 
 
 @functools.lru_cache
-def image_head(huber_delta: float) -> Head:
-    """The intensity, channel 0. Equal arguments give the same object, so that programs compiled
-    for it are found again."""
+def image_head(huber_delta: float, name: str = "image", channel: int = 0) -> Head:
+    """An intensity. Equal arguments give the same object, so that programs compiled for it are
+    found again."""
     loss = functools.partial(losses.huber, delta=huber_delta)
-    return Head("image", "image", 0, 1, loss, _identity)
+    return Head(name, "image", channel, 1, loss, _identity)
 
 
-MASK = Head("mask", "mask", 1, NUM_CLASSES, losses.binary_cross_entropy, jax.nn.softmax)
+def mask_head(name: str, first_channel: int, num_classes: int, labels: tuple[int, ...] = ()):
+    """The logits of classes, of which a voxel has one."""
+    loss = losses.binary_cross_entropy
+    return Head(name, "mask", first_channel, num_classes, loss, jax.nn.softmax, labels)
+
+
+MASK = mask_head("mask", 1, NUM_CLASSES)
 
 
 class Lesson(NamedTuple):
@@ -152,6 +160,66 @@ SCENARIOS: dict[str, Scenario] = {
         },
     ),
 }
+
+
+# Of a table of scans, whose tasks stand in the config. Frames and masks may be mixed, hence the
+# weights.
+SEQUENCE = "sequence"
+_OF_A_TABLE = Scenario(
+    "A table of scans",
+    (),
+    lambda huber_delta: (),
+    "Learning the last task",
+    "the earlier ones on average",
+    {name: {"weight": 10.0} for name in ("distillation", "joint", "replay")},
+)
+
+
+def all_scenarios() -> dict[str, Scenario]:
+    """SCENARIOS, and that of a table."""
+    return {**SCENARIOS, SEQUENCE: _OF_A_TABLE}
+
+
+def tasks_of(config: Mapping[str, Any]) -> tuple[Task, ...]:
+    """The tasks of a config: those of its scenario or, for a table of scans, its own."""
+    delta = config["huber_delta"]
+    if config["scenario"] != SEQUENCE:
+        return SCENARIOS[config["scenario"]].tasks(delta)
+    return tuple(
+        Task(
+            task["name"],
+            tuple(
+                Lesson(_stored_head(lesson["head"], delta), tuple(lesson["frames"]))
+                for lesson in task["lessons"]
+            ),
+        )
+        for task in config.get("tasks", ())
+    )
+
+
+def describe_tasks(tasks: Iterable[Task]) -> list[dict[str, Any]]:
+    """Tasks as a config holds them, for `tasks_of`."""
+    what = ("name", "kind", "first_channel", "num_channels", "labels")
+    return [
+        {
+            "name": task.name,
+            "lessons": [
+                {
+                    "head": {key: getattr(lesson.head, key) for key in what},
+                    "frames": list(lesson.frames),
+                }
+                for lesson in task.lessons
+            ],
+        }
+        for task in tasks
+    ]
+
+
+def _stored_head(stored: Mapping[str, Any], huber_delta: float) -> Head:
+    name, channel = stored["name"], stored["first_channel"]
+    if stored["kind"] == "image":
+        return image_head(huber_delta, name, channel)
+    return mask_head(name, channel, stored["num_channels"], tuple(stored["labels"]))
 
 
 def num_channels(tasks: Sequence[Task]) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import os
 import re
 import threading
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from nfcl_jax.errors import RunError, first_line
 
 MAX_RATIO = 100  # bytes of arrays to those of their files; scans and parameters hardly shrink
 PART = ".part"  # ends the name of a file that is not whole yet
@@ -52,6 +55,18 @@ def remove_parts(folder: Path) -> None:
         for name in files:
             if re.fullmatch(rf"\..+\.\d+-\d+{re.escape(PART)}", name):  # as `write_file` has them
                 (below / name).unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      RunError: if it is none.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: damaged ({first_line(error)}).") from error
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

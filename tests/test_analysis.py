@@ -22,8 +22,8 @@ from nfcl_jax.params import evaluate
 from nfcl_jax.points import VoxelGrid
 from nfcl_jax.records import Learned
 from nfcl_jax.report.results import finished_runs
-from nfcl_jax.run_folder import tasks_of
 from nfcl_jax.runner import recipe_of
+from nfcl_jax.scenarios import tasks_of
 
 SHAPE = (2, 5, 4, 3)
 SIZE = 120

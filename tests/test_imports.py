@@ -11,14 +11,15 @@ ORDER = [
     "strategies.ewc", "strategies.mas", "strategies.ogd", "strategies",
     "metrics", "arguments", "optimiser", "step", "batching", "fitting", "loop",
     "checkpoints", "partial", "locks",
-    "geometry", "data.volumes", "data.table", "data.acdc", "data.phantom", "data.cohorts", "config",
+    "geometry", "data.volumes", "data.table", "data.acdc", "data.phantom", "data.cohorts",
+    "data.sequence", "config",
     "run_folder", "rows", "fitted", "nifti", "sizes", "runs",
     "report.statistics", "report.results", "report.tables", "report.caveats", "report.verdicts",
     "report.claims",
     "report.figures", "report.shown", "report.panels", "report.viewer", "report.page",
     "report.report", "report.study",
     "analysis.tangent", "analysis.spectrum", "analysis.forgetting", "analysis.summary",
-    "run_log", "runner",
+    "run_log", "runner", "table_run",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "nfcl_jax"
 

@@ -2,16 +2,18 @@
 
 import contextlib
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from nfcl_jax import records
-from nfcl_jax.metrics import METRICS, format_score, metric_title
+from nfcl_jax.metrics import METRICS, format_number, format_score, metric_title, metrics_of
 from nfcl_jax.runner import log
 from nfcl_jax.scenarios import Task
 from nfcl_jax.storage import Label
@@ -115,6 +117,25 @@ def summary_table(summary, label: Label, tasks: tuple[Task, ...], num_patients: 
             for evaluation in evaluations
         ]
         table.add_row("failed", *map(str, failed), style="bold red")
+    return table
+
+
+def scores_table(scores: Sequence[records.Score], tasks: Mapping[str, tuple[Task, ...]]) -> Table:
+    """Of each field of a table of scans, what each thing scored when it was learned, and now."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("patient", "task", "learned", "", "then", "now"):
+        table.add_column(column)
+    values = {row[:-1]: row.value for row in scores}
+    for patient, own in tasks.items():
+        for number, task in enumerate(own, start=1):
+            for head, _ in task.lessons:
+                metric = metrics_of(head.kind)[0]
+                cells = (
+                    format_number(metric, values[patient, head.name, after, number, metric])
+                    for after in (number, len(own))
+                )
+                title = metric_title(metric)
+                table.add_row(escape(patient), str(number), escape(task.name), title, *cells)
     return table
 
 

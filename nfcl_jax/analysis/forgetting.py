@@ -16,8 +16,7 @@ from nfcl_jax.metrics import metrics_of, predicted
 from nfcl_jax.padded import scan_key, stable_hash
 from nfcl_jax.params import begun
 from nfcl_jax.report.results import BASELINE, NOTHING_TO_SEE, FinishedRun, finished_runs
-from nfcl_jax.run_folder import tasks_of
-from nfcl_jax.scenarios import Task, num_channels
+from nfcl_jax.scenarios import Task, num_channels, tasks_of
 
 ROWS = 256  # outputs of each task, at most, whose derivatives are compared
 RUN = ("scenario", "field", "strategy", "seed")

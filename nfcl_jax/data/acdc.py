@@ -19,9 +19,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from nfcl_jax.data.volumes import Volume, check_file, collect, read_volume
+from nfcl_jax.data.volumes import Volume, check_file, collect, corner_distance, read_volume
 from nfcl_jax.errors import DataError
-from nfcl_jax.geometry import scanner_affine
 from nfcl_jax.scan import Scan, equidistant_frames, range_of, scale_intensities
 from nfcl_jax.scenarios import NUM_CLASSES
 
@@ -233,7 +232,7 @@ def _misplaced(mask_path: Path, mask: Volume, volume: Volume) -> tuple[str, ...]
     image = mask_path.name.replace("_gt", "")
     if not (mask.placed and volume.placed):
         return ()
-    affines = [scanner_affine(v.affine, v.spacing) for v in (mask, volume)]
+    affines = [mask.scanner_affine, volume.scanner_affine]
     axes = [affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) for affine in affines]
     if (axes[0] * axes[1]).sum(axis=0).min() < np.cos(np.pi / 4):
         codes = [" ".join(nib.aff2axcodes(affine)) for affine in affines]
@@ -241,9 +240,7 @@ def _misplaced(mask_path: Path, mask: Volume, volume: Volume) -> tuple[str, ...]
             f"{mask_path}: its axes point to {codes[0]}, those of {image} to {codes[1]}; a mask on "
             "the grid of its image would be right."
         )
-    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(volume.data.shape) - 1)
-    places = [nib.affines.apply_affine(affine, corners) for affine in affines]
-    distance = np.linalg.norm(places[0] - places[1], axis=1).max()
+    distance = corner_distance(mask, volume)
     if distance <= min(volume.spacing) / 2:
         return ()
     return (

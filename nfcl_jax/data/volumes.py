@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 
 from nfcl_jax.errors import DataError, first_line
+from nfcl_jax.geometry import scanner_affine
 from nfcl_jax.metrics import SSIM_WINDOW
 
 MAX_ASPECT = 16  # longer against shorter side of a slice
@@ -42,6 +43,21 @@ class Volume:
     spacing: tuple[float, float, float]
     affine: np.ndarray
     placed: bool
+
+    @property
+    def scanner_affine(self) -> np.ndarray:
+        """Voxel indices to mm, with the voxel size of `spacing`."""
+        return scanner_affine(self.affine, self.spacing)
+
+
+def corner_distance(a: Volume, b: Volume) -> float:
+    """How far the corners of two volumes of one shape lie apart, the farthest, in mm; 0 where a
+    file does not place them."""
+    if not (a.placed and b.placed):
+        return 0.0
+    corners = np.array([*np.ndindex(2, 2, 2)]) * (np.array(a.data.shape[:3]) - 1)
+    places = [nib.affines.apply_affine(volume.scanner_affine, corners) for volume in (a, b)]
+    return float(np.linalg.norm(places[0] - places[1], axis=1).max())
 
 
 def check_file(path: Path) -> None:

@@ -7,11 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from nfcl_jax.config import read_json
 from nfcl_jax.fields import field_title
 from nfcl_jax.report.tables import markdown
 from nfcl_jax.report.verdicts import shown
-from nfcl_jax.storage import write_file
+from nfcl_jax.storage import read_json, write_file
 
 HOW_TO_READ = "The verdict, the mean that decides it and, in brackets, what that must be."
 AS_WRITTEN = {"keep_default_na": False, "na_values": {"value": [""], "weight": [""]}}  # names too

@@ -1,0 +1,102 @@
+"""The runs of a table of scans: one for each field, in a folder of its own.
+
+    WORKDIR/patients/p1/scan/     a run's folder, as `runner.run` leaves it
+    WORKDIR/metrics.csv           the scores of all of them
+
+A row that is added to the table touches the folder of its patient alone.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nfcl_jax.config import check_config
+from nfcl_jax.data.sequence import Case, Cases, Reading, read_cases
+from nfcl_jax.errors import ConfigError, DataError
+from nfcl_jax.records import Score
+from nfcl_jax.rows import read_rows
+from nfcl_jax.run_folder import describe_scans, refuse_another_run
+from nfcl_jax.runner import log
+from nfcl_jax.scan import Scan
+from nfcl_jax.scenarios import describe_tasks
+
+
+class OwnRun(NamedTuple):
+    """The run of one field of a table: its config, scan and folder."""
+
+    config: dict[str, Any]
+    scan: Scan
+    workdir: Path
+
+    @property
+    def name(self) -> str:
+        """What the table calls whose field it is."""
+        return self.scan.patient if self.scan.image == "scan" else self.scan.name
+
+
+def reading_of(config: Mapping[str, Any]) -> Reading:
+    """How a config has the files of its table read.
+
+    Raises:
+      ConfigError: for a time range that is none.
+    """
+    data, words = config["data"], config["data"]["time_range"]
+    try:
+        ends = tuple(float(word) for word in words.split(",")) if words else None
+        if ends and not (len(ends) == 2 and -1e30 < ends[0] < ends[1] < 1e30):
+            raise ValueError(words)
+    except ValueError as error:
+        raise ConfigError(
+            f"config.data.time_range must be two numbers, the smaller one first, such as "
+            f"0,730, or empty; got {words!r}."
+        ) from error
+    return Reading(ends, data["resample"], config["huber_delta"])
+
+
+def read_data(config: Mapping[str, Any]) -> list[Case]:
+    """What each field of a config's table is to learn.
+
+    Raises:
+      ConfigError: if the config names no table.
+      DataError: with a line for each fault.
+    """
+    table = config["data"]["table"]
+    if not table:
+        raise ConfigError("config.data.table is empty; a CSV file of scans would be right.")
+    found: Cases = read_cases(Path(table), reading_of(config))
+    for warning in found.warnings:
+        log.warning(warning)
+    lines = [line for faults in found.faults.values() for line in faults]
+    if lines:
+        raise DataError("\n".join(["the data cannot be used as it is:", *lines]))
+    return found.cases
+
+
+def plan(config: Mapping[str, Any], cases: Iterable[Case], workdir: Path) -> list[OwnRun]:
+    """A run for each case.
+
+    Raises:
+      ConfigError: if the config does not fit a case, or its folder holds another run: a row that
+        was there before is missing or not the same.
+    """
+    runs = []
+    for case in cases:
+        own = {**config, "tasks": describe_tasks(case.tasks)}
+        check_config(own)
+        folder = workdir / "patients" / case.scan.patient / case.scan.image
+        refuse_another_run(own, describe_scans([case.scan], own, {}), folder)
+        runs.append(OwnRun(own, case.scan, folder))
+    return runs
+
+
+def scores_of(runs: Iterable[OwnRun]) -> list[Score]:
+    """The scores of finished runs, by the names that the table has.
+
+    Raises:
+      RunError: if a run's files are not what it leaves.
+    """
+    scores = []
+    for own in runs:
+        rows, _ = read_rows(own.workdir, own.config, [own.scan.name], len(own.config["tasks"]))
+        scores += [row._replace(patient=own.name) for row in rows]
+    return scores
