@@ -72,7 +72,7 @@ def train_table(config: dict[str, Any], workdir: Path, console: Console) -> None
     """The same for a table of scans, each field of which has a run of its own."""
     failed, done = [], []
     with log_to_screen(console), locked(workdir), stopping() as asked_to_stop:
-        runs = table_run.plan(config, table_run.read_data(config), workdir)
+        runs = table_run.plan(config, table_run.read_data(config, workdir), workdir)
         works = [
             planned_work(own.config, [own.scan], learned=num_learned(own.workdir)) for own in runs
         ]

@@ -227,6 +227,7 @@ def _finished(
         Score(scan.patient, scan.label(lesson.head.name), number, evaluated, metric, value)
         for evaluated, seen in enumerate(tasks, start=1)
         for lesson in seen.lessons
+        if not scan.lacks(lesson)
         for metric, value in metrics.score(lesson, scan, outputs).items()
     ]
     bad = np.flatnonzero(~np.isfinite(end.losses.fit + end.losses.penalty))

@@ -27,6 +27,7 @@ class Scan:
         where there is none. It is asked only where the intensities are to be scaled by it.
       warnings: what should be known of its files, a line each.
       times: of the frames, in [-1, 1]; None where they are equidistant, from -1 to 1.
+      missing: heads and frames whose values are not there, since their files are gone.
       source: of a table's scan, what it was read from, for patients.json. Its scores are told apart
         by the names of heads, not by `image`.
     """
@@ -41,6 +42,7 @@ class Scan:
     cine_range: Callable[[], tuple[float, float] | None] = lambda: None
     warnings: tuple[str, ...] = ()
     times: tuple[float, ...] | None = None
+    missing: frozenset[tuple[str, int]] = frozenset()
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -56,6 +58,10 @@ class Scan:
     def label(self, head: str) -> str:
         """What tables call the image of a head's scores."""
         return head if self.source else self.image
+
+    def lacks(self, lesson) -> bool:
+        """Whether values of a lesson are missing."""
+        return any((lesson.head.name, frame) in self.missing for frame in lesson.frames)
 
     @property
     def name(self) -> str:

@@ -10,15 +10,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nfcl_jax.config import check_config
-from nfcl_jax.data.sequence import Case, Cases, Reading, read_cases
+from nfcl_jax.checkpoints import num_learned
+from nfcl_jax.config import check_config, read_config
+from nfcl_jax.data.sequence import Case, Known, Reading, read_cases
 from nfcl_jax.errors import ConfigError, DataError
 from nfcl_jax.records import Score
 from nfcl_jax.rows import read_rows
-from nfcl_jax.run_folder import describe_scans, refuse_another_run
-from nfcl_jax.runner import log
+from nfcl_jax.run_folder import describe_scans, read_records, refuse_another_run
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import describe_tasks
+from nfcl_jax.scenarios import describe_tasks, tasks_of
+from nfcl_jax.strategies import STRATEGIES
+
+PATIENTS = "patients"  # the folder of the runs
 
 
 class OwnRun(NamedTuple):
@@ -31,7 +34,7 @@ class OwnRun(NamedTuple):
     @property
     def name(self) -> str:
         """What the table calls whose field it is."""
-        return self.scan.patient if self.scan.image == "scan" else self.scan.name
+        return _cell(self.scan.patient, self.scan.image)
 
 
 def reading_of(config: Mapping[str, Any]) -> Reading:
@@ -53,8 +56,8 @@ def reading_of(config: Mapping[str, Any]) -> Reading:
     return Reading(ends, data["resample"], config["huber_delta"])
 
 
-def read_data(config: Mapping[str, Any]) -> list[Case]:
-    """What each field of a config's table is to learn.
+def read_data(config: Mapping[str, Any], workdir: Path) -> list[Case]:
+    """What each field of a config's table is to learn, where some may have been learned before.
 
     Raises:
       ConfigError: if the config names no table.
@@ -63,29 +66,50 @@ def read_data(config: Mapping[str, Any]) -> list[Case]:
     table = config["data"]["table"]
     if not table:
         raise ConfigError("config.data.table is empty; a CSV file of scans would be right.")
-    found: Cases = read_cases(Path(table), reading_of(config))
-    for warning in found.warnings:
-        log.warning(warning)
-    lines = [line for faults in found.faults.values() for line in faults]
+    cases, faults = read_cases(Path(table), reading_of(config), learned_before(workdir))
+    lines = [line for own in faults.values() for line in own]
     if lines:
         raise DataError("\n".join(["the data cannot be used as it is:", *lines]))
-    return found.cases
+    return cases
+
+
+def learned_before(workdir: Path) -> dict[str, Known]:
+    """What the runs below a folder have learned, by the names that the table has.
+
+    Raises:
+      RunError: if a run's files are not what it leaves.
+    """
+    found = {}
+    for path in sorted((workdir / PATIENTS).glob("*/*/patients.json")):
+        (record,), config = read_records(path), read_config(path.parent / "config.json")
+        learned = num_learned(path.parent)
+        rows = [row for row in record["rows"] if row["task"] <= learned]
+        if rows:
+            known = Known({**record, "rows": rows}, tasks_of(config)[:learned])
+            found[_cell(record["patient"], record["image"])] = known
+    return found
 
 
 def plan(config: Mapping[str, Any], cases: Iterable[Case], workdir: Path) -> list[OwnRun]:
     """A run for each case.
 
     Raises:
-      ConfigError: if the config does not fit a case, or its folder holds another run: a row that
-        was there before is missing or not the same.
+      ConfigError: if the config does not fit a case, or needs a file that is gone, or its folder
+        holds another run: a row that was there before is missing or not the same.
     """
     runs = []
-    for case in cases:
-        own = {**config, "tasks": describe_tasks(case.tasks)}
+    for scan, tasks in cases:
+        own = {**config, "tasks": describe_tasks(tasks)}
         check_config(own)
-        folder = workdir / "patients" / case.scan.patient / case.scan.image
-        refuse_another_run(own, describe_scans([case.scan], own, {}), folder)
-        runs.append(OwnRun(own, case.scan, folder))
+        folder = workdir / PATIENTS / scan.patient / scan.image
+        if scan.missing and STRATEGIES[config["strategy"]].needs_data:
+            gone = ", ".join(sorted({name for name, _ in scan.missing}))
+            raise ConfigError(
+                f"{scan.name}: {config['strategy']} needs earlier data, whose files are gone "
+                f"({gone}); a strategy without them, such as distillation, would be right."
+            )
+        refuse_another_run(own, describe_scans([scan], own, {}), folder)
+        runs.append(OwnRun(own, scan, folder))
     return runs
 
 
@@ -100,3 +124,8 @@ def scores_of(runs: Iterable[OwnRun]) -> list[Score]:
         rows, _ = read_rows(own.workdir, own.config, [own.scan.name], len(own.config["tasks"]))
         scores += [row._replace(patient=own.name) for row in rows]
     return scores
+
+
+def _cell(patient: str, image: str) -> str:
+    """What a table calls whose field it is."""
+    return patient if image == "scan" else f"{patient}/{image}"

@@ -131,8 +131,9 @@ def scores_table(scores: Sequence[records.Score], tasks: Mapping[str, tuple[Task
             for head, _ in task.lessons:
                 metric = metrics_of(head.kind)[0]
                 cells = (
-                    format_number(metric, values[patient, head.name, after, number, metric])
+                    format_number(metric, values[place]) if place in values else "not measured"
                     for after in (number, len(own))
+                    for place in [(patient, head.name, after, number, metric)]
                 )
                 title = metric_title(metric)
                 table.add_row(escape(patient), str(number), escape(task.name), title, *cells)

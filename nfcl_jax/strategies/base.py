@@ -149,12 +149,14 @@ class StrategyKind(NamedTuple):
         the same object (functools.lru_cache), so that programs compiled for it are found again.
       checks: what a constant may be, by its name.
       refuse: (constants, the field's class, tasks) -> why they do not go together, or "".
+      needs_data: whether it looks at the data of earlier tasks.
     """
 
     title: str
     make: Callable[..., Strategy]
     checks: Mapping[str, Check] = {}
     refuse: Callable[..., str] = lambda constants, field, tasks: ""
+    needs_data: bool = False
 
 
 def rehearsed(view: TaskView, new: Points, key: Key[Array, ""]) -> tuple[Points, bool]:

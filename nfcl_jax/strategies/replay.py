@@ -104,5 +104,7 @@ def _loss_on_data(weight: float, padded: bool):
     return loss
 
 
-JOINT = StrategyKind("joint", joint, {"weight": POSITIVE})
-REPLAY = StrategyKind("replayed", replay, {"weight": POSITIVE, "fraction": FRACTION})
+JOINT = StrategyKind("joint", joint, {"weight": POSITIVE}, needs_data=True)
+REPLAY = StrategyKind(
+    "replayed", replay, {"weight": POSITIVE, "fraction": FRACTION}, needs_data=True
+)

@@ -1,0 +1,167 @@
+"""What the rows of a table teach, thing by thing: heads, tasks, values."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nfcl_jax.data.table import File, Row
+from nfcl_jax.scan import range_of, rescaled, scale_intensities
+from nfcl_jax.scenarios import Head, Lesson, Task, image_head, mask_head
+
+MAX_LABELS = 64  # of a mask; more are an image
+MAX_CHANGE = 10.0  # of the width of a channel's range, from a patient's first image to another
+
+Range = tuple[float, float]
+Place = tuple[str, int]  # the name of a head, and a frame, from 0
+Fault = Callable[[Row, str], None]  # notes what is wrong with a row
+
+
+class Thing(NamedTuple):
+    """One thing to learn: what a row says of one of its files.
+
+    Attributes:
+      row, file: of the table.
+      name: of the head that learns it.
+      is_mask: or an image.
+      frame: from 0.
+      known: what patients.json has of it, if it was there before.
+    """
+
+    row: Row
+    file: File
+    name: str
+    is_mask: bool
+    frame: int
+    known: Mapping[str, Any] | None
+
+    @property
+    def place(self) -> Place:
+        return self.name, self.frame
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the file is no longer there, and need not be."""
+        return self.known is not None and not self.file.path.exists()
+
+
+class Found(NamedTuple):
+    """A file's voxels on the patient's grid, and the range of the whole file."""
+
+    data: np.ndarray
+    whole: Range
+
+
+def labels_of(
+    things: Iterable[Thing], found: Mapping[Place, Found], earlier: Iterable[Task], fault: Fault
+) -> dict[str, np.ndarray]:
+    """The labels of each mask: those of the first one that was learned."""
+    labels: dict[str, np.ndarray] = {}
+    for lesson in (lesson for task in earlier for lesson in task.lessons):
+        if lesson.head.kind == "mask":
+            labels[lesson.head.name] = np.array(lesson.head.labels)
+    for thing in things:
+        if not thing.is_mask or thing.is_gone:
+            continue
+        own = np.unique(found[thing.place].data)
+        known = labels.setdefault(thing.name, own)
+        if (own != np.rint(own)).any():
+            fault(thing.row, f"{thing.file}: labels must be whole numbers, found {own[:8]}.")
+        elif len(own) > MAX_LABELS:
+            fault(thing.row, f"{thing.file}: {len(own)} labels; is it an image?")
+        elif len(own) == 1:
+            fault(thing.row, f"{thing.file}: every voxel is {own[0]:g}, nothing to learn.")
+        elif not np.isin(own, known).all():
+            new = _listed(np.setdiff1d(own, known))
+            fault(
+                thing.row,
+                f"{thing.file}: label {new} is not in the first {thing.name}, which has "
+                f"{_listed(known)}; another channel would be right.",
+            )
+    return labels
+
+
+def images_of(
+    things: Iterable[Thing], found: Mapping[Place, Found], fault: Fault
+) -> tuple[dict[Place, np.ndarray], dict[Place, Range]]:
+    """Each image by the range of its file, and the ranges; frames of one file are scaled
+    together, as those of a cine are."""
+    images, ranges, first = {}, {}, {}
+    files: dict[tuple[str, Path], list[Thing]] = {}
+    for thing in (thing for thing in things if not thing.is_mask):
+        if thing.is_gone:
+            ranges[thing.place] = tuple(thing.known["range"])
+            first.setdefault(thing.name, (thing.file, ranges[thing.place]))
+        else:
+            files.setdefault((thing.name, thing.file.path), []).append(thing)
+    for (name, path), own in files.items():
+        stack, whole = np.stack([found[t.place].data for t in own]), found[own[0].place].whole
+        scaled = scale_intensities(stack)
+        if own[0].file.frame:
+            scaled = rescaled(scaled, range_of(stack), whole)
+        other, range_there = first.setdefault(name, (path, whole))
+        if not 1 / MAX_CHANGE <= np.ptp(whole) / np.ptp(range_there) <= MAX_CHANGE:
+            ends = [f"from {low:g} to {high:g}" for low, high in (whole, range_there)]
+            fault(
+                own[0].row,
+                f"{path}: {name} is {ends[0]}, that of {other} {ends[1]}; one scale, or another "
+                "channel, would be right.",
+            )
+        for thing, image in zip(own, scaled, strict=True):
+            images[thing.place], ranges[thing.place] = image, whole
+    return images, ranges
+
+
+def heads_of(
+    things: Iterable[Thing], labels: Mapping[str, np.ndarray], huber_delta: float
+) -> dict[str, Head]:
+    """A head for each name, in the order in which they are learned."""
+    heads: dict[str, Head] = {}
+    for thing in things:
+        if thing.name in heads:
+            continue
+        channel = max((head.channels.stop for head in heads.values()), default=0)
+        if thing.is_mask:
+            own = tuple(int(label) for label in labels[thing.name])
+            heads[thing.name] = mask_head(thing.name, channel, len(own), own)
+        else:
+            heads[thing.name] = image_head(huber_delta, thing.name, channel)
+    return heads
+
+
+def tasks_of_things(things: Sequence[Thing], heads: Mapping[str, Head]) -> tuple[Task, ...]:
+    """The tasks, called by what they teach and when it was."""
+    tasks = []
+    for number in range(1, things[-1].row.task + 1):
+        own = [thing for thing in things if thing.row.task == number]
+        frames: dict[str, set[int]] = {}
+        for thing in own:
+            frames.setdefault(thing.name, set()).add(thing.frame)
+        times = dict.fromkeys(thing.row.time for thing in own)
+        name = " and ".join(frames)
+        if None not in times:
+            when = [f"{time:g}" for time in times]
+            name += f" at {', '.join(when) if len(when) < 4 else f'{len(when)} times'}"
+        lessons = (Lesson(heads[head], tuple(sorted(own))) for head, own in frames.items())
+        tasks.append(Task(name, tuple(lessons)))
+    return tuple(tasks)
+
+
+def described(
+    row: Row, things: Iterable[Thing], ranges: Mapping[Place, Range], digest: Callable[[Path], str]
+) -> dict[str, Any]:
+    """What is kept of a row: enough to tell whether it is the same, and what 0 and 1 stand for
+    in its image."""
+    described: dict[str, Any] = {"task": row.task, "time": row.time}
+    for thing in (thing for thing in things if thing.row is row):
+        kind = "mask" if thing.is_mask else "image"
+        sha256 = thing.known["sha256"] if thing.is_gone else digest(thing.file.path)
+        described[kind] = {"name": thing.name, "frame": thing.file.frame, "sha256": sha256}
+        if not thing.is_mask:
+            described[kind]["range"] = ranges[thing.place]
+    return described
+
+
+def _listed(labels: np.ndarray) -> str:
+    return ", ".join(f"{label:g}" for label in labels)
