@@ -9,6 +9,8 @@ One row is one thing to learn. The columns, in any order:
     time      optional: days, ms or a phase; of all rows of a patient, or of none
     channel   optional: the name of the modality, "image" if empty; of a row without an image, the
               name of the mask, "mask" if empty
+    range     optional: which values of the image are 0 and 1 for the field, such as "-1000:1000";
+              the smallest and the largest of the file if empty
 
 Paths are relative to the table's folder. The table is text as spreadsheets write it: separated by
 commas, semicolons or tabs, in UTF-8 or UTF-16, with quotes where they are needed.
@@ -26,7 +28,7 @@ from nfcl_jax.data.volumes import check_file
 from nfcl_jax.errors import DataError, first_line
 from nfcl_jax.scan import is_name
 
-COLUMNS = ("patient", "task", "image", "mask", "time", "channel")
+COLUMNS = ("patient", "task", "image", "mask", "time", "channel", "range")
 SEPARATORS = ",;\t"
 MAX_BYTES = 2**24
 MAX_TASKS = 10_000
@@ -57,6 +59,7 @@ class Row(NamedTuple):
       time: as the table has it.
       channel: the name of the image.
       mask_name: the name of the mask.
+      range: of the image.
     """
 
     line: int
@@ -67,6 +70,7 @@ class Row(NamedTuple):
     time: float | None
     channel: str
     mask_name: str
+    range: tuple[float, float] | None = None
 
     @property
     def things(self) -> Iterator[tuple[str, File]]:
@@ -183,6 +187,13 @@ def _row(
     name = cells.get("channel", "")
     if name and ("/" in name or not is_name(name)):
         faults.append(f"channel must be a name without slashes, found {name[:80]!r}.")
+    words = cells.get("range", "")
+    ends = [_number(word.strip(), separator) for word in words.split(":")] if words else []
+    if words and not (len(ends) == 2 and None not in ends and ends[0] < ends[1]):
+        faults.append(
+            f"range must be two numbers, the smaller one first, such as -1000:1000, found "
+            f"{words[:80]!r}."
+        )
     if faults:
         return None
     return Row(
@@ -194,6 +205,7 @@ def _row(
         _number(time, separator) if time else None,
         channel=name or "image",
         mask_name="mask" if files["image"] else name or "mask",
+        range=tuple(ends) or None,
     )
 
 

@@ -88,18 +88,19 @@ def images_of(
     """Each image by the range of its file, and the ranges; frames of one file are scaled
     together, as those of a cine are."""
     images, ranges, first = {}, {}, {}
-    files: dict[tuple[str, Path], list[Thing]] = {}
+    files: dict[tuple[str, Path, Range | None], list[Thing]] = {}
     for thing in (thing for thing in things if not thing.is_mask):
         if thing.is_gone:
             ranges[thing.place] = tuple(thing.known["range"])
             first.setdefault(thing.name, (thing.file, ranges[thing.place]))
         else:
-            files.setdefault((thing.name, thing.file.path), []).append(thing)
-    for (name, path), own in files.items():
-        stack, whole = np.stack([found[t.place].data for t in own]), found[own[0].place].whole
-        scaled = scale_intensities(stack)
-        if own[0].file.frame:
-            scaled = rescaled(scaled, range_of(stack), whole)
+            key = thing.name, thing.file.path, thing.row.range
+            files.setdefault(key, []).append(thing)
+    for (name, path, given), own in files.items():
+        stack = np.stack([found[thing.place].data for thing in own])
+        scaled, whole = scale_intensities(stack), given or found[own[0].place].whole
+        if given or own[0].file.frame:
+            scaled = np.clip(rescaled(scaled, range_of(stack), whole), 0, 1)
         other, range_there = first.setdefault(name, (path, whole))
         if not 1 / MAX_CHANGE <= np.ptp(whole) / np.ptp(range_there) <= MAX_CHANGE:
             ends = [f"from {low:g} to {high:g}" for low, high in (whole, range_there)]
