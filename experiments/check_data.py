@@ -1,11 +1,13 @@
 """Checks the files of every patient, without training anything.
 
     python -m experiments.check_data --root=/data/ACDC/training
+    python -m experiments.check_data --table=scans.csv --time_range=0,730
 
 The exit code is 0 if all can be used, 1 if some have faults, 2 if there is nothing to check.
 """
 
 import sys
+from pathlib import Path
 
 from absl import app, flags
 from rich import box
@@ -16,32 +18,69 @@ from rich.table import Table
 from experiments.launch.cli import launch
 from nfcl_jax.config import split_words
 from nfcl_jax.data.cohorts import read_cohort
+from nfcl_jax.data.sequence import Reading, read_cases
 from nfcl_jax.errors import ConfigError, look_up
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS
+from nfcl_jax.table_run import time_range_of
 
 _ROOT = flags.DEFINE_string("root", None, "the folder of patientNNN folders")
 _DATASET = flags.DEFINE_string("dataset", "acdc", "how the files are read")
 _SCENARIOS = flags.DEFINE_list("scenarios", list(SCENARIOS), "what they are needed for")
 _PATIENTS = flags.DEFINE_string("patients", "", "comma-separated; empty is all")
+_TABLE = flags.DEFINE_string("table", None, "a table of scans, instead of a root")
+_TIME_RANGE = flags.DEFINE_string("time_range", "", "of the table, as in a config")
+_RESAMPLE = flags.DEFINE_bool("resample", False, "likewise")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if bool(_ROOT.value) == bool(_TABLE.value):
+        raise ConfigError("either --root or --table must be given.")
+    if _TABLE.value:
+        check_table(Path(_TABLE.value), Console())
+    else:
+        check_root(Console())
+
+
+def check_table(path: Path, console: Console) -> None:
+    """Every case of a table, and every fault."""
+    cases, faults = read_cases(path, Reading(time_range_of(_TIME_RANGE.value), _RESAMPLE.value))
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("patient", "voxels", "mm", "tasks", "faults"):
+        shown.add_column(column)
+    for scan, tasks in cases:
+        shown.add_row(
+            escape(scan.name.removesuffix("/scan")),
+            " x ".join(map(str, scan.shape[-3:])),
+            " x ".join(f"{size:.3g}" for size in scan.spacing),
+            escape("; ".join(task.name for task in tasks)),
+            "",
+        )
+    for patient, own in faults.items():
+        shown.add_row(escape(patient), "", "", "", str(len(own)), style="red")
+    console.print(shown)
+    _end(console, faults, [], len(cases) + len(faults))
+
+
+def check_root(console: Console) -> None:
+    """Every scan of a folder of patients, and every fault."""
     for name in _SCENARIOS.value:
         look_up(SCENARIOS, "scenario", name, ConfigError)
     patients = split_words(_PATIENTS.value)
     cohort = read_cohort(_ROOT.value, _SCENARIOS.value, patients, _DATASET.value)
     scans = [scan for own in cohort.scans.values() for scan in own]
     patients = sorted({scan.patient for scan in scans} | set(cohort.faults))
-    console = Console()
     console.print(table(cohort.faults, scans, patients))
-    for line in [*(line for faults in cohort.faults.values() for line in faults), *cohort.warnings]:
+    _end(console, cohort.faults, cohort.warnings, len(patients))
+
+
+def _end(console: Console, faults: dict[str, list[str]], warnings: list[str], count: int) -> None:
+    for line in [*(line for own in faults.values() for line in own), *warnings]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    sound = len(patients) - len(cohort.faults)
-    console.print(f"{sound} of {len(patients)} patients can be used.")
-    sys.exit(1 if cohort.faults else 0)
+    console.print(f"{count - len(faults)} of {count} patients can be used.")
+    sys.exit(1 if faults else 0)
 
 
 def table(faults: dict[str, list[str]], scans: list[Scan], patients: list[str]) -> Table:
@@ -66,4 +105,4 @@ def table(faults: dict[str, list[str]], scans: list[Scan], patients: list[str]) 
 
 
 if __name__ == "__main__":
-    launch(main, required=["root"])
+    launch(main, required=[])

@@ -26,7 +26,7 @@ from nfcl_jax.nifti import Sampling, sampled
 from nfcl_jax.params import num_output_channels
 from nfcl_jax.records import Score
 from nfcl_jax.rows import read_rows
-from nfcl_jax.scenarios import Task, all_scenarios, num_frames, tasks_of
+from nfcl_jax.scenarios import SCENARIOS, SEQUENCE, num_frames, tasks_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -54,7 +54,7 @@ class Run:
         Raises:
           RunError: if the run left other rows.
         """
-        learned, rows = min(max(self.tasks, default=0), len(self._tasks())), []
+        learned, rows = min(max(self.tasks, default=0), len(tasks_of(self.config))), []
         if learned:
             rows, _ = read_rows(self.workdir, self.config, run_folder.names_of(self.scans), learned)
         return pd.DataFrame(rows, columns=Score._fields)
@@ -71,7 +71,7 @@ class Run:
                 "mm": " x ".join(f"{size:.3g}" for size in scan["spacing"]),
                 "parameters": scan["parameters"],
             }
-            for number, task in enumerate(self._tasks(), start=1):
+            for number, task in enumerate(tasks_of(self.config), start=1):
                 metric = metrics_of(task.head.kind)[0]
                 key = scan["patient"], scan["image"], metric, number
                 if key in scores.index:
@@ -90,7 +90,7 @@ class Run:
         return f"<p><b>{html.escape(str(self.workdir))}</b>: {html.escape(self._what())}</p>{table}"
 
     def _what(self) -> str:
-        config, total = self.config, len(self._tasks())
+        config, total = self.config, len(tasks_of(self.config))
         weight = constants_of(config).get("weight")
         of_weight = f" of weight {weight:g}" if isinstance(weight, int | float) else ""
         points = config["batch_size"] or "all"
@@ -182,7 +182,7 @@ class Run:
         scan, wanted = self._scan(patient, image), Sampling(**sampling)
         nifti.check_name(path)
         field = self.field(patient, task, image, "grid", wanted.interpolate)
-        tasks = self._tasks()[:task]
+        tasks = tasks_of(self.config)[:task]
         outputs = {t.head.name: t.head for t in tasks}
         if "mask" in outputs:
             outputs["probabilities"] = outputs["mask"]
@@ -228,7 +228,7 @@ class Run:
             raise DataError(
                 "\n  ".join([f"{root}: other scans than those of the run, which has", *differing])
             )
-        tasks = self._tasks()[:task]
+        tasks = tasks_of(self.config)[:task]
         frames = num_frames(tasks)
         index = np.arange(frames * scan.num_voxels)
 
@@ -248,9 +248,6 @@ class Run:
             else scan.intensities[:frames].tobytes()
         )
         return pd.DataFrame(sizes.table(self.params(patient, task, image), voxels, score))
-
-    def _tasks(self) -> tuple[Task, ...]:
-        return tasks_of(self.config)
 
     def _check_task(self, task: int) -> None:
         if task not in self.tasks:
@@ -276,7 +273,7 @@ def open_run(workdir: str | Path) -> Run:
     Raises:
       FileNotFoundError: if the folder holds no run.
       RunError: if config.json or patients.json are none.
-      ValueError: if the run's field or scenario is defined in a file that was not loaded.
+      ValueError: if the run is of a table, or its field or scenario of a file that is not loaded.
     """
     workdir = Path(workdir)
     config, scans = workdir / "config.json", workdir / "patients.json"
@@ -288,8 +285,10 @@ def open_run(workdir: str | Path) -> Run:
     tasks = checkpoints.finished_tasks(workdir)
     records = run_folder.of_scans(run_folder.read_records(scans))
     given = read_config(config)
+    if given["scenario"] == SEQUENCE:
+        raise ValueError(f"{workdir}: a run of a table of scans, which cannot be opened yet.")
     for kind, name, known in (
-        ("scenario", given["scenario"], all_scenarios()),
+        ("scenario", given["scenario"], SCENARIOS),
         ("field", given["field"]["name"], FIELDS),
     ):
         if name not in known:

@@ -37,36 +37,37 @@ class OwnRun(NamedTuple):
         return _cell(self.scan.patient, self.scan.image)
 
 
-def reading_of(config: Mapping[str, Any]) -> Reading:
-    """How a config has the files of its table read.
+def time_range_of(words: str) -> tuple[float, float] | None:
+    """The two times of a flag such as "0,730"; None if it is empty.
 
     Raises:
-      ConfigError: for a time range that is none.
+      ConfigError: if it is anything else.
     """
-    data, words = config["data"], config["data"]["time_range"]
     try:
         ends = tuple(float(word) for word in words.split(",")) if words else None
         if ends and not (len(ends) == 2 and -1e30 < ends[0] < ends[1] < 1e30):
             raise ValueError(words)
     except ValueError as error:
         raise ConfigError(
-            f"config.data.time_range must be two numbers, the smaller one first, such as "
-            f"0,730, or empty; got {words!r}."
+            f"time_range must be two numbers, the smaller one first, such as 0,730, or empty; got "
+            f"{words!r}."
         ) from error
-    return Reading(ends, data["resample"], config["huber_delta"])
+    return ends
 
 
 def read_data(config: Mapping[str, Any], workdir: Path) -> list[Case]:
     """What each field of a config's table is to learn, where some may have been learned before.
 
     Raises:
-      ConfigError: if the config names no table.
+      ConfigError: if the config names no table, or a time range that is none.
       DataError: with a line for each fault.
     """
     table = config["data"]["table"]
     if not table:
         raise ConfigError("config.data.table is empty; a CSV file of scans would be right.")
-    cases, faults = read_cases(Path(table), reading_of(config), learned_before(workdir))
+    times, resample = time_range_of(config["data"]["time_range"]), config["data"]["resample"]
+    reading = Reading(times, resample, config["huber_delta"])
+    cases, faults = read_cases(Path(table), reading, learned_before(workdir))
     lines = [line for own in faults.values() for line in own]
     if lines:
         raise DataError("\n".join(["the data cannot be used as it is:", *lines]))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nibabel as nib
 import numpy as np
 from nibabel.processing import resample_from_to
 
@@ -203,7 +204,7 @@ class _Reader:
                 f"{file}: {_described_grid(volume)}; {other} has {_described_grid(first)}. One "
                 "grid, or resample, would be right."
             )
-        own = volume.data, volume.scanner_affine
+        own = nib.Nifti1Image(volume.data, volume.scanner_affine)
         wanted = first.data.shape, first.scanner_affine
         moved = resample_from_to(own, wanted, order=0 if is_mask else 1)
         return Found(np.asarray(moved.dataobj, np.float32), whole)

@@ -99,7 +99,7 @@ def images_of(
     for (name, path, given), own in files.items():
         stack = np.stack([found[thing.place].data for thing in own])
         scaled, whole = scale_intensities(stack), given or found[own[0].place].whole
-        if given or own[0].file.frame:
+        if given or own[0].file.frame or range_of(stack) != whole:  # such as after resampling
             scaled = np.clip(rescaled(scaled, range_of(stack), whole), 0, 1)
         other, range_there = first.setdefault(name, (path, whole))
         if not 1 / MAX_CHANGE <= np.ptp(whole) / np.ptp(range_there) <= MAX_CHANGE:

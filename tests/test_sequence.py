@@ -1,0 +1,153 @@
+"""Tables of scans: what fields learn by them, what is added later, and every fault of the files."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from nfcl_jax.data.sequence import Reading, read_cases
+from nfcl_jax.errors import ConfigError
+from nfcl_jax.table_run import time_range_of
+
+SHAPE, AFFINE = (12, 10, 4), np.diag([1.5, 1.5, 3.0, 1.0])
+PLACES = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij"), -1)
+HEADER = "patient,task,image,mask,time,channel,range\n"
+TABLE = """p1,1,t1.nii.gz,,0,T1,
+p1,2,t2.nii.gz,,0,T2,
+p1,3,later.nii.gz,mask.nii.gz,365,T1,
+p2/left,1,cine.nii.gz#3,,10,,
+p2/left,1,cine.nii.gz#1,,0,,
+"""
+
+
+def save(path, values, affine=AFFINE):
+    nib.save(nib.Nifti1Image(values, affine), path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, name in enumerate(("t1", "t2", "later")):
+        save(tmp_path / f"{name}.nii.gz", 100 * PLACES[..., number].astype("f4") + 7 * number)
+    frames = np.stack([PLACES[..., 0] * k for k in (1, 2, 3)], -1)
+    save(tmp_path / "cine.nii.gz", frames.astype("f4"))
+    mask = np.zeros(SHAPE, "i2")
+    mask[2:6, 2:6, 1:3], mask[8:11, 3:8] = 17, -4
+    save(tmp_path / "mask.nii.gz", mask)
+    return tmp_path
+
+
+def write(folder, rows=TABLE):
+    path = folder / "scans.csv"
+    path.write_text(HEADER + rows)
+    return path
+
+
+def read(folder, rows=TABLE, known=None, **reading):
+    reading = Reading(**{"time_range": (0, 730)} | reading)
+    return read_cases(write(folder, rows), reading, known or {})
+
+
+def test_a_case_has_heads_frames_and_times_in_the_order_in_which_they_are_learned(folder):
+    (first, second), faults = read(folder)
+    assert not faults
+    scan, tasks = first
+    assert scan.name == "p1/scan" and scan.shape == (2, *SHAPE) and not scan.missing
+    np.testing.assert_allclose(scan.times, [-1, 0])
+    assert [task.name for task in tasks] == ["T1 at 0", "T2 at 0", "T1 and mask at 365"]
+    heads = {lesson.head.name: lesson.head for task in tasks for lesson in task.lessons}
+    assert [head.channels for head in heads.values()] == [slice(0, 1), slice(1, 2), slice(2, 5)]
+    assert heads["mask"].labels == (-4, 0, 17)
+    assert [(own.head.name, own.frames) for own in tasks[2].lessons] == [
+        ("T1", (1,)),
+        ("mask", (1,)),
+    ]
+    np.testing.assert_allclose(scan.values["T1"][0], (PLACES[..., 0] + 1) / 2, atol=1e-6)
+    np.testing.assert_allclose(scan.values["T1"][1], (PLACES[..., 2] + 1) / 2, atol=1e-6)
+    assert not scan.values["T2"][1].any()  # which nobody learns
+    mask = np.asarray(nib.load(folder / "mask.nii.gz").dataobj)
+    np.testing.assert_array_equal(np.array([-4, 0, 17])[scan.values["mask"][1]], mask)
+    # Frames of a file are scaled by the whole of it, and numbered as the rows come.
+    assert second.scan.name == "p2/left" and second.tasks[0].name == "image at 10, 0"
+    np.testing.assert_allclose(second.scan.values["image"][0], (PLACES[..., 0] + 1) / 2, atol=1e-6)
+    np.testing.assert_allclose(np.ptp(second.scan.values["image"][1]), 1 / 3, atol=1e-6)
+
+
+def test_a_range_of_its_own_is_what_0_and_1_stand_for(folder):
+    (case,), _ = read(folder, "p1,1,t1.nii.gz,,,,-50:150\n")
+    expected = np.clip((100 * PLACES[..., 0] + 50) / 200, 0, 1)
+    np.testing.assert_allclose(case.scan.values["image"][0], expected, atol=1e-6)
+    assert case.scan.shape == SHAPE and case.scan.times is None
+    assert case.scan.source["rows"][0]["image"]["range"] == (-50, 150)
+
+
+def test_an_image_on_another_grid_is_refused_or_resampled(folder):
+    finer = np.diag([0.75, 0.75, 3.0, 1.0])
+    fine = np.linspace(-1, 1 + 1 / 11, 24)[:, None, None] * np.ones((24, 20, 4))
+    save(folder / "fine.nii.gz", fine.astype("f4"), finer)
+    rows = "p1,1,t1.nii.gz,,,A,\np1,2,fine.nii.gz,,,B,\n"
+    _, faults = read(folder, rows)
+    (fault,) = faults["p1"]
+    assert "line 3" in fault and "shape 24 x 20 x 4, affine [[0.75" in fault
+    assert "t1.nii.gz has shape 12 x 10 x 4, affine [[1.5" in fault
+    (case,), _ = read(folder, rows, resample=True)
+    found, expected = (x[:, 5, 2] for x in (case.scan.values["B"][0], fine[::2, ::2]))
+    np.testing.assert_allclose(found, (expected + 1) / np.ptp(fine), atol=1e-5)
+
+
+FAULTS = {
+    "a missing file": ("t2.nii.gz", "no.nii.gz", "line 3: {folder}/no.nii.gz: missing"),
+    "a frame too many": ("#3", "#4", "line 5: {folder}/cine.nii.gz: has 3 frames, frame 4"),
+    "a whole cine": (
+        "cine.nii.gz#3",
+        "cine.nii.gz",
+        "line 5: {folder}/cine.nii.gz: expected 3",
+    ),
+    "a frame of a volume": (
+        "t2.nii.gz",
+        "t2.nii.gz#1",
+        "line 3: {folder}/t2.nii.gz: expected 4",
+    ),
+    "a time too late": ("365", "731", "line 4: time 731 is beyond the time_range 0,730"),
+    "labels that are no labels": ("mask.nii.gz", "t1.nii.gz", "labels must be whole numbers"),
+    "no image": ("t2.nii.gz", "flat.nii.gz", "line 3: {folder}/flat.nii.gz: every voxel is 5"),
+    "no mask": ("mask.nii.gz", "flat.nii.gz", "line 4: {folder}/flat.nii.gz: every voxel is 5"),
+    "another scale": ("later.nii.gz", "large.nii.gz", "line 4: {folder}/large.nii.gz: T1 is from"),
+    "a grid elsewhere": ("t2.nii.gz", "moved.nii.gz", "line 3: {folder}/moved.nii.gz: shape 12 x"),
+    "labels by the hundred": ("mask.nii.gz", "many.nii.gz", "480 labels; is it an image?"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_a_file_is_named_with_its_line(folder, fault):
+    save(folder / "flat.nii.gz", np.full(SHAPE, 5, "i2"))
+    save(folder / "large.nii.gz", (4000 * PLACES[..., 1]).astype("f4"))
+    save(folder / "many.nii.gz", np.arange(480, dtype="i2").reshape(SHAPE))
+    shifted = AFFINE + np.eye(4, k=3) * 5
+    save(folder / "moved.nii.gz", PLACES[..., 0].astype("f4"), shifted)
+    there, instead, message = FAULTS[fault]
+    cases, faults = read(folder, TABLE.replace(there, instead))
+    assert len(cases) == 1 and len(faults) == 1
+    (lines,) = faults.values()
+    assert len(lines) == 1 and message.format(folder=folder) in lines[0]
+
+
+def test_all_faults_of_all_patients_are_named_at_once(folder):
+    rows = TABLE.replace("t1.nii.gz", "a.nii.gz").replace("t2.nii.gz", "b.nii.gz")
+    cases, faults = read(folder, rows.replace("#3", "#9"))
+    assert not cases and [len(own) for own in faults.values()] == [2, 1]
+    _, faults = read(folder, time_range=None)
+    assert all("times need a time_range, such as 0,730" in own[0] for own in faults.values())
+
+
+def test_later_masks_have_no_other_labels(folder):
+    other = np.asarray(nib.load(folder / "mask.nii.gz").dataobj).copy()
+    other[0, 0] = 3
+    save(folder / "other.nii.gz", other)
+    rows = TABLE + "p1,4,,other.nii.gz,400,,\n"
+    _, faults = read(folder, rows)
+    assert "label 3 is not in the first mask, which has -4, 0, 17; another ch" in faults["p1"][0]
+
+
+@pytest.mark.parametrize("words", ["0", "730,0", "a,b", "0,inf", "0,1,2"])
+def test_a_time_range_is_two_numbers(words):
+    with pytest.raises(ConfigError, match="two numbers, the smaller one first, such as 0,730"):
+        time_range_of(words)

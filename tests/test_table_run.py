@@ -1,0 +1,169 @@
+"""Runs of a table of scans: rows that come later, files that go, and the paper's as tables."""
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from test_cli import command
+from test_sequence import HEADER, SHAPE, folder  # noqa: F401
+
+from nfcl_jax import table_run
+from nfcl_jax.checkpoints import load_all, num_learned
+from nfcl_jax.config import make_config
+from nfcl_jax.errors import ConfigError, DataError
+from nfcl_jax.runner import Caller, run
+from nfcl_jax.runs import open_run
+
+ROWS = [
+    "p1,1,t1.nii.gz,,0,T1,",
+    "p1,2,t2.nii.gz,,0,T2,",
+    "p1,3,later.nii.gz,mask.nii.gz,365,T1,",
+    "p1,4,,mask.nii.gz,0,rater B,",
+]
+SMALL = {"num_steps": 12, "batch_size": 64}
+
+
+def config_of(files, rows, field="siren", strategy="distillation"):
+    table = files / "scans.csv"
+    table.write_text(HEADER + "".join(f"{row}\n" for row in rows))
+    config = make_config("sequence", field, strategy) | (SMALL if field == "siren" else {})
+    config |= {"num_steps": SMALL["num_steps"]}
+    config["field"] |= {"width": 16, "depth": 2}
+    config["data"] |= {"table": str(table), "time_range": "0,730"}
+    return config
+
+
+def learn(files, workdir, rows, *names):
+    """Every run of a table."""
+    config = config_of(files, rows, *names)
+    runs = table_run.plan(config, table_run.read_data(config, workdir), workdir)
+    for own in runs:
+        run(own.config, [own.scan], own.workdir, Caller())
+    return runs
+
+
+def learned(workdir, task):
+    return load_all(workdir / "patients/p1/scan", task)["p1/scan"]
+
+
+def same(a, b):
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(x, y) for x, y in leaves)
+
+
+def test_a_row_that_is_added_is_learned_from_the_last_checkpoint(folder, tmp_path):  # noqa: F811
+    """And DINER's new rows begin as if they had been there from the start."""
+    for field in ("siren", "diner"):
+        whole, grown = tmp_path / f"{field}_whole", tmp_path / f"{field}_grown"
+        learn(folder, whole, ROWS, field, "finetune")
+        learn(folder, grown, ROWS[:2], field, "finetune")
+        before = learned(grown, 2)
+        learn(folder, grown, ROWS, field, "finetune")
+        assert same(learned(grown, 2), before)
+        assert num_learned(grown / "patients/p1/scan") == 4
+        assert same(learned(grown, 4), learned(whole, 4))
+    table = learned(grown, 4).params["params"]["table"]
+    assert len(table) == 2 * np.prod(SHAPE)
+    assert len(before.params["params"]["table"]) == np.prod(SHAPE)
+
+
+def test_what_was_learned_may_be_deleted_and_is_then_not_measured(folder, tmp_path):  # noqa: F811
+    learn(folder, tmp_path / "run", ROWS[:2])
+    for name in ("t1.nii.gz", "t2.nii.gz"):
+        (folder / name).unlink()
+    (own,) = learn(folder, tmp_path / "run", ROWS)
+    assert own.scan.missing == {("T1", 0), ("T2", 0)}
+    scores = pd.DataFrame(table_run.scores_of([own]))
+    there = set(map(tuple, scores[["image", "trained_task", "evaluated_task"]].to_numpy()))
+    assert {("T1", 2, 1), ("T2", 2, 2), ("T1", 3, 3), ("mask", 4, 3), ("rater B", 4, 4)} <= there
+    assert not {("T1", 3, 1), ("T2", 3, 2), ("T1", 4, 1)} & there
+    assert {"dsc", "dsc_-4", "dsc_17"} == set(scores[scores["image"] == "mask"]["metric"])
+    (again,) = learn(folder, tmp_path / "run", ROWS)  # nothing is left to do
+    assert table_run.scores_of([again]) == table_run.scores_of([own])
+
+
+def test_files_that_were_not_learned_yet_must_be_there(folder, tmp_path):  # noqa: F811
+    learn(folder, tmp_path / "run", ROWS[:1])
+    (folder / "t2.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"line 3: .*t2\.nii\.gz: missing"):
+        learn(folder, tmp_path / "run", ROWS)
+
+
+@pytest.mark.parametrize("strategy", ["joint", "replay"])
+def test_a_strategy_that_needs_earlier_data_says_that_they_are_gone(
+    folder,  # noqa: F811
+    tmp_path,
+    strategy,
+):
+    learn(folder, tmp_path / "run", ROWS[:1], "siren", strategy)
+    (folder / "t1.nii.gz").unlink()
+    with pytest.raises(ConfigError, match=rf"{strategy} needs earlier data, whose files are gone"):
+        learn(folder, tmp_path / "run", ROWS, "siren", strategy)
+
+
+CHANGES = {
+    "another file": (0, "p1,1,t2.nii.gz,,0,T1,", r"rows\.1\.image\.sha256"),
+    "another time": (0, "p1,1,t1.nii.gz,,9,T1,", r"rows\.1\.time = 0\.0 instead of 9\.0"),
+    "another name": (1, "p1,2,t2.nii.gz,,0,PD,", r"rows\.2\.image\.name = 'T2' instead of 'PD'"),
+    "a row less": (1, "", r"rows\.2 = .* instead of None"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_row_that_was_learned_may_not_change(folder, tmp_path, change):  # noqa: F811
+    learn(folder, tmp_path / "run", ROWS[:2])
+    number, row, message = CHANGES[change]
+    changed = [row if n == number else old for n, old in enumerate(ROWS[:2])]
+    with pytest.raises(ConfigError, match=message):
+        learn(folder, tmp_path / "run", [row for row in changed if row])
+
+
+def test_a_run_of_a_table_is_not_opened_as_another_would_be(folder, tmp_path):  # noqa: F811
+    (own,) = learn(folder, tmp_path / "run", ROWS[:1])
+    with pytest.raises(ValueError, match="of a table of scans, which cannot be opened yet"):
+        open_run(own.workdir)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "field", "flags"),
+    [
+        ("domain_expansion", "siren", {"weight": 1.0}),
+        ("signal_expansion", "siren", {"points": "shared"}),
+        ("signal_expansion", "diner", {"points": "shared"}),
+    ],
+)
+def test_the_papers_experiments_as_tables_are_the_same_to_the_bit(
+    phantom_root, tmp_path, scenario, field, flags
+):
+    steps = 12 if field == "siren" else 60  # fewer, and DINER is a constant yet
+    train, few = ["experiments.train"], [f"--config.num_steps={steps}", "--config.field.width=16"]
+    few += ["--config.batch_size=64"] if field == "siren" else []
+    out, own = tmp_path / "scans.csv", f"--config=configs/{scenario}.py:{field},distillation"
+    data = [f"--config.data.root={phantom_root}", "--config.data.patients=patient002"]
+    assert command(*train, own, *few, *data, f"--workdir={tmp_path / 'own'}").returncode == 0
+    make = ["experiments.make_table", f"--acdc={phantom_root}", f"--scenario={scenario}"]
+    assert command(*make, "--patients=patient002", f"--out={out}").returncode == 0
+    table = [f"--config=configs/sequence.py:{field},distillation", f"--config.data.table={out}"]
+    table += [f"--config.distillation.{k}={v}" for k, v in flags.items()]
+    table += ["--config.data.time_range=0,3"] if scenario == "domain_expansion" else []
+    done = command(*train, *table, *few, f"--workdir={tmp_path / 'table'}")
+    assert done.returncode == 0, done.stderr
+    folders = sorted((tmp_path / "table/patients/patient002").iterdir())
+    assert len(folders) == (1 if scenario == "domain_expansion" else 2)
+    for run_folder in folders:
+        name = f"patient002/{run_folder.name}"
+        for task in range(1, num_learned(run_folder) + 1):
+            theirs = load_all(tmp_path / "own", task)[name]
+            assert same(theirs, load_all(run_folder, task)[name])
+    scores = [pd.read_csv(tmp_path / f"{name}/metrics.csv") for name in ("own", "table")]
+    psnr = [frame[frame["metric"] == "psnr"].sort_values(["value"])["value"] for frame in scores]
+    np.testing.assert_array_equal(*psnr)
+
+
+def test_a_table_is_checked_without_training(folder):  # noqa: F811
+    config_of(folder, [*ROWS, "p2,1,no.nii.gz,,0,,", "p3,1,t1.nii.gz,,800,,"])
+    check = ["experiments.check_data", f"--table={folder / 'scans.csv'}", "--time_range=0,730"]
+    done = command(*check)
+    assert done.returncode == 1 and "1 of 3 patients can be used." in done.stdout
+    assert "line 6: " in done.stdout and "line 7: time 800 is beyond" in done.stdout
+    assert command("experiments.check_data").returncode == 2
