@@ -1,10 +1,15 @@
 """Runs of a table of scans: rows that come later, files that go, and the paper's as tables."""
 
+import re
+import shutil
+
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import REPOSITORY
 from test_cli import command
+from test_readme import run as run_page
 from test_sequence import HEADER, SHAPE, folder  # noqa: F401
 
 from nfcl_jax import table_run
@@ -167,3 +172,25 @@ def test_a_table_is_checked_without_training(folder):  # noqa: F811
     assert done.returncode == 1 and "1 of 3 patients can be used." in done.stdout
     assert "line 6: " in done.stdout and "line 7: time 800 is beyond" in done.stdout
     assert command("experiments.check_data").returncode == 2
+
+
+def test_the_commands_of_the_page_run(folder, phantom_root, tmp_path):  # noqa: F811
+    page = (REPOSITORY / "docs/own_scans.md").read_text()
+    (table,) = re.findall(r"```\n(patient,.*?)```", page, re.S)
+    for name in re.findall(r"p\d/\w+\.nii\.gz", table):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        source = "mask" if "lesions" in name else "t2" if "flair" in name else "t1"
+        shutil.copy(folder / f"{source}.nii.gz", tmp_path / name)
+    (tmp_path / "scans.csv").write_text(table)
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    commands = "\n".join(re.findall(r"```bash\n(.*?)```", page, re.S)).split("\n")
+    done = []
+    for line in filter(None, commands):
+        few = " --config.num_steps=2 --config.batch_size=64" if "train" in line.split()[2] else ""
+        done.append(
+            run_page(line.replace("/data/ACDC/training", str(phantom_root)) + few, tmp_path)
+        )
+        assert done[-1].returncode == 0, (line, done[-1].stderr)
+    assert "2 of 2 patients can be used." in done[0].stdout
+    assert re.search(r"p1 +4 +mask at 0 +DSC", done[1].stdout)
+    assert len(list((tmp_path / "runs/frames/patients").glob("*/cine/checkpoints/task_4"))) == 3
