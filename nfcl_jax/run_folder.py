@@ -224,25 +224,39 @@ def differing_scans(there: list[dict], wanted: list[dict]) -> list[str]:
     ]
     if both[0].keys() != both[1].keys():
         return [f"patients = {' instead of '.join(', '.join(own) or 'none' for own in both)}"]
-    for name in both[0]:
-        _forget_later_rows(both[0][name], both[1][name])
+    rows = [line for name in both[0] for line in _differing_rows(both[0][name], both[1][name])]
     early = [key for key in LATER if not any(key in record for record in both[0].values())]
     for record in (record for own in both for record in own.values()):
         for key in early:
             record.pop(key, None)
-    return _differences(*both, "patients")
+    return _differences(*both, "patients") + rows
 
 
-def _forget_later_rows(there: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Of two records of a table's scan leaves what must not differ: its grid, and the rows that
-    `there` has. Others may have come later."""
+def _differing_rows(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """A line for each row of a table's scan that is not as it was in `there`; others may have come
+    later. In the records is left what must not differ beside them: the grid."""
     if "rows" not in there or "rows" not in wanted:
-        return
+        return []
+    lines, before, now = [], there.pop("rows"), wanted.pop("rows")
     for record in (there, wanted):
         record["grid"] = record["shape"][-3:]
         for key in ("shape", "frame_numbers", "times", "parameters", "sha256"):
             record.pop(key, None)
-        record["rows"] = dict(enumerate(record["rows"][: len(there["rows"])], start=1))
+    for number, old in enumerate(before):
+        new = now[number] if number < len(now) else None
+        if new != old:
+            name = f"patients.{there['patient']}/{there['image']}"
+            same = new is not None and _named(old) == _named(new)
+            instead = "another file or range" if same else _named(new) if new else "no such row"
+            lines.append(f"{name}: {_named(old)}; the table has {instead}")
+    return lines
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """What a row teaches, and when."""
+    names = [row[kind]["name"] for kind in ("image", "mask") if kind in row]
+    at = "" if row["time"] is None else f" at {row['time']:g}"
+    return f"{' and '.join(names)}{at} in task {row['task']}"
 
 
 def _differences(there, wanted, name: str) -> list[str]:

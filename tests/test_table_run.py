@@ -107,10 +107,28 @@ def test_a_strategy_that_needs_earlier_data_says_that_they_are_gone(
 
 
 CHANGES = {
-    "another file": (0, "p1,1,t2.nii.gz,,0,T1,", r"rows\.1\.image\.sha256"),
-    "another time": (0, "p1,1,t1.nii.gz,,9,T1,", r"rows\.1\.time = 0\.0 instead of 9\.0"),
-    "another name": (1, "p1,2,t2.nii.gz,,0,PD,", r"rows\.2\.image\.name = 'T2' instead of 'PD'"),
-    "a row less": (1, "", r"rows\.2 = .* instead of None"),
+    "another file": (
+        0,
+        "p1,1,t2.nii.gz,,0,T1,",
+        "T1 at 0 in task 1; the table has another file or",
+    ),
+    "another range": (0, "p1,1,t1.nii.gz,,0,T1,0:9", "T1 at 0 in task 1; the table has another fi"),
+    "another time": (
+        0,
+        "p1,1,t1.nii.gz,,9,T1,",
+        "T1 at 0 in task 1; the table has T1 at 9 in task 1",
+    ),
+    "another name": (
+        1,
+        "p1,2,t2.nii.gz,,0,PD,",
+        "T2 at 0 in task 2; the table has PD at 0 in task",
+    ),
+    "a row less": (1, "", "T2 at 0 in task 2; the table has no such row"),
+    "a row more": (
+        0,
+        f"{ROWS[0]}\np1,1,t2.nii.gz,,1,T1,",
+        "T2 at 0 in task 2; the table has T1 at 1",
+    ),
 }
 
 
