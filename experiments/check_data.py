@@ -20,9 +20,9 @@ from nfcl_jax.config import split_words
 from nfcl_jax.data.cohorts import read_cohort
 from nfcl_jax.data.sequence import Reading, read_cases
 from nfcl_jax.errors import ConfigError, look_up
-from nfcl_jax.scan import Scan
+from nfcl_jax.scan import Scan, name_in_table
 from nfcl_jax.scenarios import SCENARIOS
-from nfcl_jax.table_run import time_range_of
+from nfcl_jax.table_run import learned_before, time_range_of
 
 _ROOT = flags.DEFINE_string("root", None, "the folder of patientNNN folders")
 _DATASET = flags.DEFINE_string("dataset", "acdc", "how the files are read")
@@ -30,6 +30,7 @@ _SCENARIOS = flags.DEFINE_list("scenarios", list(SCENARIOS), "what they are need
 _PATIENTS = flags.DEFINE_string("patients", "", "comma-separated; empty is all")
 _TABLE = flags.DEFINE_string("table", None, "a table of scans, instead of a root")
 _TIME_RANGE = flags.DEFINE_string("time_range", "", "of the table, as in a config")
+_WORKDIR = flags.DEFINE_string("workdir", None, "what was learned by it, whose files may be gone")
 _RESAMPLE = flags.DEFINE_bool("resample", False, "likewise")
 
 
@@ -46,13 +47,15 @@ def main(argv: list[str]) -> None:
 
 def check_table(path: Path, console: Console) -> None:
     """Every case of a table, and every fault."""
-    cases, faults = read_cases(path, Reading(time_range_of(_TIME_RANGE.value), _RESAMPLE.value))
+    known = learned_before(Path(_WORKDIR.value)) if _WORKDIR.value else {}
+    reading = Reading(time_range_of(_TIME_RANGE.value), _RESAMPLE.value)
+    cases, faults = read_cases(path, reading, known)
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("patient", "voxels", "mm", "tasks", "faults"):
         shown.add_column(column)
     for scan, tasks in cases:
         shown.add_row(
-            escape(scan.name.removesuffix("/scan")),
+            escape(name_in_table(scan.patient, scan.image)),
             " x ".join(map(str, scan.shape[-3:])),
             " x ".join(f"{size:.3g}" for size in scan.spacing),
             escape("; ".join(task.name for task in tasks)),

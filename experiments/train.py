@@ -19,7 +19,7 @@ from experiments.launch.console import ProgressBar, log_to_screen, scores_table,
 from nfcl_jax import table_run
 from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.config import check_config
-from nfcl_jax.locks import locked, stopping
+from nfcl_jax.locks import Stopped, locked, stopping
 from nfcl_jax.run_folder import label_of, refuse_another_run
 from nfcl_jax.runner import Caller, planned_work, read_data, run
 from nfcl_jax.scenarios import SEQUENCE, tasks_of
@@ -70,7 +70,7 @@ def train(config: dict[str, Any], workdir: Path, console: Console) -> None:
 
 def train_table(config: dict[str, Any], workdir: Path, console: Console) -> None:
     """The same for a table of scans, each field of which has a run of its own."""
-    failed, done = [], []
+    failed: list[str] = []
     with log_to_screen(console), locked(workdir), stopping() as asked_to_stop:
         runs = table_run.plan(config, table_run.read_data(config, workdir), workdir)
         works = [
@@ -82,10 +82,11 @@ def train_table(config: dict[str, Any], workdir: Path, console: Console) -> None
                     caller = Caller(on_progress, asked_to_stop)
                     outcome = run(own.config, [own.scan], own.workdir, caller)
                 failed += [own.name] if outcome.failed else []
-                done.append(own)
-                scores = table_run.scores_of(done)
+                scores = table_run.scores_below(workdir)
                 write_csv(workdir / "metrics.csv", scores, label_of(config))
-    console.print(scores_table(scores, {own.name: tasks_of(own.config) for own in done}))
+                if asked_to_stop() and own is not runs[-1]:
+                    raise Stopped(asked_to_stop())
+    console.print(scores_table(scores, {own.name: tasks_of(own.config) for own in runs}))
     if failed:
         console.print(f"diverged or collapsed: {', '.join(failed)}; see their fits.csv")
     if len(failed) == len(runs) or (failed and config["strict"]):

@@ -61,21 +61,17 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         "field": {"name": field, **fields.constants(field)},
         "strategy": strategy,
     }
-    of_table = scenario == SEQUENCE
     constants = strategies.constants(
         strategy, look_up(all_scenarios(), "scenario", scenario, ConfigError)
     )
     if constants:
         config[strategy] = constants
-    if of_table:
-        config["data"] = {
-            "table": "",  # the CSV file, see nfcl_jax/data/table.py
-            "time_range": "",  # the times that are -1 and 1 for a field, such as "0,730"
-            # Whether images on another grid than the patient's first are resampled to it.
-            "resample": False,
-        }
-        return config
-    config["data"] = {
+    config["data"] = _data_of_table() if scenario == SEQUENCE else _data_of_root()
+    return config
+
+
+def _data_of_root() -> dict[str, Any]:
+    return {
         "dataset": "acdc",  # how its files are read
         "root": "",  # the folder of patientNNN folders; empty is the built-in phantom
         "patients": "",  # comma-separated; empty is all
@@ -84,7 +80,15 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         "intensity_range": "cine",
         "skip_invalid": False,  # go on without patients whose files have faults
     }
-    return config
+
+
+def _data_of_table() -> dict[str, Any]:
+    return {
+        "table": "",  # the CSV file, see nfcl_jax/data/table.py
+        "time_range": "",  # the times that are -1 and 1 for a field, such as "0,730"
+        # Whether images on another grid than the patient's first are resampled to it.
+        "resample": False,
+    }
 
 
 def split_words(words: str) -> list[str]:
@@ -277,7 +281,8 @@ def _incompatible(config: Mapping[str, Any]) -> list[str]:
         faults.append(
             "config.keep_optimiser = True needs config.muon_rate = 0: only Adam's moments are kept."
         )
-    if tasks and config["field"].get("time_scale", 1) != 1 and num_frames(tasks) == 1:
+    one_frame = config["scenario"] != SEQUENCE and num_frames(tasks) == 1
+    if one_frame and config["field"].get("time_scale", 1) != 1:
         faults.append(
             f"config.field.time_scale = {config['field']['time_scale']} does nothing: the scenario "
             "has one frame."

@@ -1,7 +1,7 @@
 """The loop over tasks: fit every scan to a task, score it on all tasks so far, go on."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nfcl_jax.batching import make_batches
+from nfcl_jax.errors import RunError
 from nfcl_jax.fields import FIELDS, create_field
 from nfcl_jax.fitting import BatchTask, Recipe, fit_batch, points_per_step
 from nfcl_jax.padded import scan_key
@@ -78,7 +79,9 @@ def learn(
     Raises:
       InactivePenaltyError: if what the strategy adds to the loss of a field that is not dead, or
         its gradient, is zero after the first steps.
+      RunError: if values of a task that is to be learned are missing.
     """
+    _refuse_lacking(scans, tasks, start.task)
     points = max(points_per_step(recipe, scan) for scan in scans)
     count, batches = make_batches(scans, recipe.scans_per_batch, points, mesh)
     learned, partial = _with_all_rows(scans, recipe, start.learned), dict(start.partial)
@@ -106,6 +109,17 @@ def learn(
         scores = sorted(score for own in done.values() for score in own.scores)
         fits = sorted(fit for own in done.values() for fit in own.fits)
         yield TaskResult(number, dict(learned), scores, fits)
+
+
+def _refuse_lacking(scans: Iterable[Scan], tasks: Sequence[Task], learned: int) -> None:
+    for scan in scans:
+        for number, task in enumerate(tasks[learned:], start=learned + 1):
+            if any(scan.lacks(lesson) for lesson in task.lessons):
+                raise RunError(
+                    f"{scan.name}: task {number} must be learned, again maybe, but files of "
+                    f"{task.name} are gone; a copy of them, or of the task's checkpoint, would be "
+                    "right."
+                )
 
 
 def _with_all_rows(

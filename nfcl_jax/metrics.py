@@ -172,7 +172,7 @@ def has_collapsed(lesson: Lesson, scan: Scan, outputs: np.ndarray) -> bool:
     axes = tuple(range(target.ndim - 1))
     varies = target.std(axis=axes) > 0
     contrast = taught.std(axis=axes)[varies] / target.std(axis=axes)[varies]
-    return bool((contrast < COLLAPSED_CONTRAST).all())
+    return bool(varies.any() and (contrast < COLLAPSED_CONTRAST).all())
 
 
 def _taught(lesson: Lesson, outputs: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nfcl_jax.checkpoints import checkpoint_path
+from nfcl_jax.checkpoints import checkpoint_path, num_learned
 from nfcl_jax.config import (
     INDIFFERENT,
     in_todays_terms,
@@ -26,6 +27,7 @@ from nfcl_jax.scan import Scan, is_name
 from nfcl_jax.scenarios import SEQUENCE, num_channels, tasks_of
 from nfcl_jax.storage import Label, read_json, write_file
 
+PATIENTS = "patients"  # where the runs of a table have their folders
 LATER = ("intensity_range", "sha256")  # of a scan, which early runs do not have
 
 
@@ -139,6 +141,8 @@ def refuse_another_run(
     """Raises ConfigError, naming what differs, if `workdir` holds a run of something else, or
     RunError if its files are no run's. Scans that are not read yet are None."""
     differing = []
+    if config["scenario"] != SEQUENCE and (workdir / PATIENTS).is_dir():
+        differing.append("scans of a table")
     if (workdir / "config.json").exists():
         moved = scan_records is None or _told_by_values(workdir / "patients.json")
         there, wanted = (
@@ -147,7 +151,8 @@ def refuse_another_run(
         )
         differing += _differences(there, wanted, "config")
     if scan_records is not None and (workdir / "patients.json").exists():
-        differing += differing_scans(read_records(workdir / "patients.json"), scan_records)
+        there = read_records(workdir / "patients.json")
+        differing += differing_scans(there, scan_records, num_learned(workdir))
     if differing:
         raise ConfigError(
             f"{workdir}: holds a run with\n  "
@@ -178,7 +183,7 @@ def refuse_another_checkpoint(
     scans = of_scans(stored_records(about.get("scans"), path))
     scans = [record for record in scans if _name_of(record) in names]
     differing = _differences(there, wanted, "config")
-    differing += differing_scans(scans, of_scans(scan_records))
+    differing += differing_scans(scans, of_scans(scan_records), task)
     if differing:
         raise RunError(
             f"{path}: left by a run with\n  "
@@ -188,10 +193,14 @@ def refuse_another_checkpoint(
         )
 
 
-def fingerprint(config: Mapping[str, Any]) -> str:
-    """The same for configs that make the same fields of the same scans."""
-    matters = json.dumps(_matters_to_a_field(in_todays_terms(config)), sort_keys=True)
-    return hashlib.sha256(matters.encode()).hexdigest()
+def fingerprint(config: Mapping[str, Any], scans: Iterable[Scan] = (), task: int = 0) -> str:
+    """The same for configs that make the same fields of the same scans; of a table's scans, by the
+    rows up to a task."""
+    matters = [_matters_to_a_field(in_todays_terms(config))]
+    for scan in (scan for scan in scans if scan.source):
+        matters += [[row for row in scan.source["rows"] if row["task"] <= task]]
+    text = json.dumps(matters if len(matters) > 1 else matters[0], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _matters_to_a_field(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +214,7 @@ def _what_matters(config: Mapping[str, Any], but: Sequence[str]) -> dict[str, An
     given = config["data"]
     patients = ",".join(sorted(set(split_words(given.get("patients", "")))))
     if config["scenario"] == SEQUENCE:  # its rows are in patients.json, and tell the tasks
-        kept = {k: v for k, v in given.items() if k != "table"}
+        kept = {k: v for k, v in given.items() if k not in ("table", "resample")}
         return {k: v for k, v in config.items() if k not in (*INDIFFERENT, "tasks")} | {
             "data": kept
         }
@@ -215,16 +224,18 @@ def _what_matters(config: Mapping[str, Any], but: Sequence[str]) -> dict[str, An
     return {k: v for k, v in config.items() if k not in INDIFFERENT} | {"data": data}
 
 
-def differing_scans(there: list[dict], wanted: list[dict]) -> list[str]:
+def differing_scans(there: list[dict], wanted: list[dict], learned: int = 0) -> list[str]:
     """A line for each difference between the scans of two patients.json. Of patients who are left
-    out the names count, not the words of their faults."""
+    out the names count, not the words of their faults; of a table's scans, the rows of the tasks
+    that are learned."""
     both = [
         {_name_of(r): {} if "left_out" in r else r for r in json.loads(json.dumps(records))}
         for records in (there, wanted)
     ]
     if both[0].keys() != both[1].keys():
         return [f"patients = {' instead of '.join(', '.join(own) or 'none' for own in both)}"]
-    rows = [line for name in both[0] for line in _differing_rows(both[0][name], both[1][name])]
+    pairs = [(both[0][name], both[1][name]) for name in both[0]]
+    rows = [line for pair in pairs for line in _differing_rows(*pair, learned)]
     early = [key for key in LATER if not any(key in record for record in both[0].values())]
     for record in (record for own in both for record in own.values()):
         for key in early:
@@ -232,23 +243,29 @@ def differing_scans(there: list[dict], wanted: list[dict]) -> list[str]:
     return _differences(*both, "patients") + rows
 
 
-def _differing_rows(there: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """A line for each row of a table's scan that is not as it was in `there`; others may have come
-    later. In the records is left what must not differ beside them: the grid."""
+def _differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) -> list[str]:
+    """A line for each row of the first `learned` tasks of a table's scan that is not as it was in
+    `there`. In the records is left what must not differ beside them: the grid."""
     if "rows" not in there or "rows" not in wanted:
         return []
-    lines, before, now = [], there.pop("rows"), wanted.pop("rows")
+    lines, old_and_new = [], [record.pop("rows") for record in (there, wanted)]
+    before, now = ([row for row in own if row["task"] <= learned] for own in old_and_new)
     for record in (there, wanted):
         record["grid"] = record["shape"][-3:]
         for key in ("shape", "frame_numbers", "times", "parameters", "sha256"):
             record.pop(key, None)
-    for number, old in enumerate(before):
-        new = now[number] if number < len(now) else None
-        if new != old:
-            name = f"patients.{there['patient']}/{there['image']}"
+    if not learned:  # by another first file, maybe
+        for record in (there, wanted):
+            for key in ("grid", "spacing", "affine", "placed"):
+                record.pop(key, None)
+    name = f"patients.{there['patient']}/{there['image']}"
+    for old, new in itertools.zip_longest(before, now):
+        if old is None:
+            lines.append(f"{name}: {_named(new)} is new; a task after {learned} would be right")
+        elif new != old:
             same = new is not None and _named(old) == _named(new)
             instead = "another file or range" if same else _named(new) if new else "no such row"
-            lines.append(f"{name}: {_named(old)}; the table has {instead}")
+            lines.append(f"{name}: learned {_named(old)}; the table has {instead}")
     return lines
 
 

@@ -230,7 +230,8 @@ def _learn(
     if start.task == len(tasks):
         return
     names = [scan.name for scan in scans]
-    begun, faults = partial.load(workdir, start.task + 1, names, fingerprint(config))
+    task = start.task + 1
+    begun, faults = partial.load(workdir, task, names, fingerprint(config, scans, task))
     for fault in faults:
         log.warning(fault)
     start = start._replace(partial=begun)
@@ -242,7 +243,7 @@ def _learn(
             yield first
     mesh = device_mesh()
     run_log.log_machine(mesh)
-    keep = keeper(config, workdir, caller.asked_to_stop)
+    keep = keeper(config, workdir, caller.asked_to_stop, scans)
     hooks = Hooks(caller.on_progress, keep)
     yield from learn(scans, tasks, recipe_of(config), mesh, start, hooks)
 
@@ -260,7 +261,9 @@ def _first_task_of(twin: Path, scan_records: list[dict[str, Any]]) -> TaskResult
         return None
 
 
-def keeper(config: Mapping[str, Any], workdir: Path, asked_to_stop) -> Callable:
+def keeper(
+    config: Mapping[str, Any], workdir: Path, asked_to_stop, scans: Sequence[Scan] = ()
+) -> Callable:
     """What saves the task in the middle: batches that are done with it; all between chunks of steps
     if the config says so; and everything before `Stopped`."""
     saved = 1, 0  # task and step
@@ -271,7 +274,7 @@ def keeper(config: Mapping[str, Any], workdir: Path, asked_to_stop) -> Callable:
         done, number = step == config["num_steps"], asked_to_stop()
         every = config["checkpoint_every_steps"]
         if done or number or (every and step - last >= every):
-            partial.save(workdir, task, snapshot(), fingerprint(config))
+            partial.save(workdir, task, snapshot(), fingerprint(config, scans, task))
             saved = task, 0 if done else step
         if number:
             raise Stopped(number)

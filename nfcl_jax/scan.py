@@ -16,10 +16,10 @@ class Scan:
 
     Attributes:
       patient: the patient's name, such as "patient001".
-      image: which image of the patient: "cine", "ED" or "ES".
+      image: which image of the patient: "cine", "ED" or "ES" of ACDC's.
       values: what a head is to answer, by its name, (frames, x, y, z): float32 in [0, 1] of an
         image, uint8 classes of a mask; one frame for ED and ES.
-      frame_numbers: the frames' numbers in the 4D scan, from 1.
+      frame_numbers: the frames' numbers in the 4D scan, from 1; in a table, in their order.
       spacing: voxel size along x, y and z, in mm.
       affine: voxel indices to scanner coordinates, 4 x 4, in mm.
       intensity_range: what 0 and 1 stand for, in the file's values.
@@ -94,6 +94,14 @@ class Scan:
     @property
     def _any_values(self) -> np.ndarray:
         return next(iter(self.values.values()))
+
+
+ONLY = "scan"  # the image of a patient of a table who has one field
+
+
+def name_in_table(patient: str, image: str) -> str:
+    """What a table calls whose field it is."""
+    return patient if image == ONLY else f"{patient}/{image}"
 
 
 def is_name(patient: str) -> bool:

@@ -6,22 +6,23 @@
 A row that is added to the table touches the folder of its patient alone.
 """
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.config import check_config, read_config
 from nfcl_jax.data.sequence import Case, Known, Reading, read_cases
-from nfcl_jax.errors import ConfigError, DataError
+from nfcl_jax.errors import ConfigError, DataError, RunError
 from nfcl_jax.records import Score
 from nfcl_jax.rows import read_rows
-from nfcl_jax.run_folder import describe_scans, read_records, refuse_another_run
-from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import describe_tasks, tasks_of
+from nfcl_jax.run_folder import PATIENTS, describe_scans, read_records, refuse_another_run
+from nfcl_jax.scan import Scan, name_in_table
+from nfcl_jax.scenarios import SEQUENCE, describe_tasks, tasks_of
 from nfcl_jax.strategies import STRATEGIES
 
-PATIENTS = "patients"  # the folder of the runs
+log = logging.getLogger("nfcl_jax")
 
 
 class OwnRun(NamedTuple):
@@ -34,7 +35,7 @@ class OwnRun(NamedTuple):
     @property
     def name(self) -> str:
         """What the table calls whose field it is."""
-        return _cell(self.scan.patient, self.scan.image)
+        return name_in_table(self.scan.patient, self.scan.image)
 
 
 def time_range_of(words: str) -> tuple[float, float] | None:
@@ -81,52 +82,74 @@ def learned_before(workdir: Path) -> dict[str, Known]:
       RunError: if a run's files are not what it leaves.
     """
     found = {}
-    for path in sorted((workdir / PATIENTS).glob("*/*/patients.json")):
-        (record,), config = read_records(path), read_config(path.parent / "config.json")
-        learned = num_learned(path.parent)
-        rows = [row for row in record["rows"] if row["task"] <= learned]
-        if rows:
+    for folder, record, config in _stored(workdir):
+        learned = num_learned(folder)
+        try:
+            rows = [row for row in record["rows"] if row["task"] <= learned]
             known = Known({**record, "rows": rows}, tasks_of(config)[:learned])
-            found[_cell(record["patient"], record["image"])] = known
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{folder}: not a run of a table ({error!r}).") from error
+        if rows:
+            found[name_in_table(record["patient"], record["image"])] = known
     return found
+
+
+def _stored(workdir: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any]]]:
+    """The folders of the runs below a folder, their scans' records, and configs."""
+    for path in sorted((workdir / PATIENTS).glob("*/*/patients.json")):
+        records, config = read_records(path), read_config(path.parent / "config.json")
+        if len(records) != 1 or config["scenario"] != SEQUENCE:
+            raise RunError(f"{path.parent}: not a run of a table.")
+        yield path.parent, records[0], config
 
 
 def plan(config: Mapping[str, Any], cases: Iterable[Case], workdir: Path) -> list[OwnRun]:
     """A run for each case.
 
     Raises:
-      ConfigError: if the config does not fit a case, or needs a file that is gone, or its folder
-        holds another run: a row that was there before is missing or not the same.
+      ConfigError: if the folder holds a run of something else; or if the config does not fit a
+        case, or needs a file that is gone, or a row that was learned is missing or not the same.
     """
+    if (workdir / "config.json").exists() or (workdir / "cells").exists():
+        raise ConfigError(f"{workdir}: holds other runs; another --workdir would be right.")
     runs = []
     for scan, tasks in cases:
-        own = {**config, "tasks": describe_tasks(tasks)}
-        check_config(own)
-        folder = workdir / PATIENTS / scan.patient / scan.image
-        if scan.missing and STRATEGIES[config["strategy"]].needs_data:
-            gone = ", ".join(sorted({name for name, _ in scan.missing}))
+        own = OwnRun({**config, "tasks": describe_tasks(tasks)}, scan, _folder(workdir, scan))
+        try:
+            check_config(own.config)
+        except ConfigError as error:
+            raise ConfigError(f"{own.name}: {error}") from error
+        refuse_another_run(own.config, describe_scans([scan], own.config, {}), own.workdir)
+        gone = ", ".join(sorted({f"{head} of frame {frame + 1}" for head, frame in scan.missing}))
+        if gone:
+            log.warning("%s: files of what was learned are gone: %s", own.name, gone)
+        needed = STRATEGIES[config["strategy"]].needs_data and num_learned(own.workdir) < len(tasks)
+        if gone and needed:
             raise ConfigError(
-                f"{scan.name}: {config['strategy']} needs earlier data, whose files are gone "
+                f"{own.name}: {config['strategy']} needs earlier data, whose files are gone "
                 f"({gone}); a strategy without them, such as distillation, would be right."
             )
-        refuse_another_run(own, describe_scans([scan], own, {}), folder)
-        runs.append(OwnRun(own, scan, folder))
+        runs.append(own)
+    there = {folder for folder, *_ in _stored(workdir)} - {own.workdir for own in runs}
+    for folder in sorted(there):
+        log.warning("%s: no longer in the table; what was learned stays as it is", folder)
     return runs
 
 
-def scores_of(runs: Iterable[OwnRun]) -> list[Score]:
-    """The scores of finished runs, by the names that the table has.
+def _folder(workdir: Path, scan: Scan) -> Path:
+    return workdir / PATIENTS / scan.patient / scan.image
+
+
+def scores_below(workdir: Path) -> list[Score]:
+    """The scores of all runs below a folder, by the names that the table has.
 
     Raises:
       RunError: if a run's files are not what it leaves.
     """
     scores = []
-    for own in runs:
-        rows, _ = read_rows(own.workdir, own.config, [own.scan.name], len(own.config["tasks"]))
-        scores += [row._replace(patient=own.name) for row in rows]
+    for folder, record, config in _stored(workdir):
+        name, learned = f"{record['patient']}/{record['image']}", num_learned(folder)
+        rows, _ = read_rows(folder, config, [name], learned) if learned else ([], [])
+        own = name_in_table(record["patient"], record["image"])
+        scores += [row._replace(patient=own) for row in rows]
     return scores
-
-
-def _cell(patient: str, image: str) -> str:
-    """What a table calls whose field it is."""
-    return patient if image == "scan" else f"{patient}/{image}"

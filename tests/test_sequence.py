@@ -147,6 +147,21 @@ def test_later_masks_have_no_other_labels(folder):
     assert "label 3 is not in the first mask, which has -4, 0, 17; another ch" in faults["p1"][0]
 
 
+def test_a_lesion_may_be_gone_in_a_later_mask(folder):
+    save(folder / "none.nii.gz", np.zeros(SHAPE, "i2"))
+    (first, _), faults = read(folder, TABLE + "p1,4,,none.nii.gz,400,,\n")
+    assert not faults and (first.scan.values["mask"][2] == 1).all()
+
+
+def test_what_resampling_or_a_range_leaves_nothing_of_is_a_fault(folder):
+    save(folder / "far.nii.gz", PLACES[..., 0].astype("f4"), AFFINE + np.eye(4, k=3) * 500)
+    rows = "p1,1,t1.nii.gz,,,A,\np1,2,far.nii.gz,,,B,\n"
+    _, faults = read(folder, rows, resample=True)
+    assert "far.nii.gz: none of it lies on the grid of" in faults["p1"][0]
+    _, faults = read(folder, "p1,1,t1.nii.gz,,,A,1000:2000\n")
+    assert "t1.nii.gz: nothing of it lies within its range" in faults["p1"][0]
+
+
 @pytest.mark.parametrize("words", ["0", "730,0", "a,b", "0,inf", "0,1,2"])
 def test_a_time_range_is_two_numbers(words):
     with pytest.raises(ConfigError, match="two numbers, the smaller one first, such as 0,730"):

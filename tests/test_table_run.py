@@ -15,7 +15,8 @@ from test_sequence import HEADER, SHAPE, folder  # noqa: F401
 from nfcl_jax import table_run
 from nfcl_jax.checkpoints import load_all, num_learned
 from nfcl_jax.config import make_config
-from nfcl_jax.errors import ConfigError, DataError
+from nfcl_jax.errors import ConfigError, DataError, RunError
+from nfcl_jax.run_folder import refuse_another_run
 from nfcl_jax.runner import Caller, run
 from nfcl_jax.runs import open_run
 
@@ -78,13 +79,61 @@ def test_what_was_learned_may_be_deleted_and_is_then_not_measured(folder, tmp_pa
         (folder / name).unlink()
     (own,) = learn(folder, tmp_path / "run", ROWS)
     assert own.scan.missing == {("T1", 0), ("T2", 0)}
-    scores = pd.DataFrame(table_run.scores_of([own]))
+    scores = pd.DataFrame(table_run.scores_below(tmp_path / "run"))
     there = set(map(tuple, scores[["image", "trained_task", "evaluated_task"]].to_numpy()))
     assert {("T1", 2, 1), ("T2", 2, 2), ("T1", 3, 3), ("mask", 4, 3), ("rater B", 4, 4)} <= there
     assert not {("T1", 3, 1), ("T2", 3, 2), ("T1", 4, 1)} & there
     assert {"dsc", "dsc_-4", "dsc_17"} == set(scores[scores["image"] == "mask"]["metric"])
-    (again,) = learn(folder, tmp_path / "run", ROWS)  # nothing is left to do
-    assert table_run.scores_of([again]) == table_run.scores_of([own])
+    learn(folder, tmp_path / "run", ROWS)  # nothing is left to do
+    assert pd.DataFrame(table_run.scores_below(tmp_path / "run")).equals(scores)
+
+
+def test_a_task_whose_checkpoint_is_damaged_is_not_learned_without_its_files(
+    folder,  # noqa: F811
+    tmp_path,
+):
+    (own,) = learn(folder, tmp_path / "run", ROWS[:2])
+    (folder / "t2.nii.gz").unlink()
+    shutil.rmtree(own.workdir / "checkpoints/task_2/params", ignore_errors=True)
+    for path in (own.workdir / "checkpoints/task_2").rglob("*"):
+        if path.is_file() and "metadata" not in path.name.lower():
+            path.write_bytes(b"damaged")
+    with pytest.raises(RunError, match="p1/scan: task 2 must be learned, again maybe, but files"):
+        learn(folder, tmp_path / "run", ROWS[:3])
+
+
+def test_a_row_that_was_not_learned_may_change(folder, tmp_path):  # noqa: F811
+    config = config_of(folder, ROWS[:2])
+    (own,) = table_run.plan(config, table_run.read_data(config, tmp_path), tmp_path)
+
+    def stop_in_task_2(progress):
+        if progress.task == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(own.config, [own.scan], own.workdir, Caller(stop_in_task_2))
+    rows = [ROWS[0], ROWS[1].replace("t2", "later"), ROWS[1].replace(",0,", ",9,")]
+    learn(folder, tmp_path, rows)
+    assert num_learned(own.workdir) == 2
+    fresh = tmp_path / "fresh"
+    learn(folder, fresh, rows)
+    assert same(learned(tmp_path, 2), learned(fresh, 2))
+
+
+def test_a_row_that_would_be_learned_with_a_learned_task_is_refused(folder, tmp_path):  # noqa: F811
+    learn(folder, tmp_path, ROWS[:2])
+    with pytest.raises(ConfigError, match="T2 at 9 in task 2 is new; a task after 2 would be ri"):
+        learn(folder, tmp_path, [*ROWS[:2], ROWS[1].replace(",0,", ",9,")])
+
+
+def test_the_runs_of_a_table_and_others_have_folders_of_their_own(folder, tmp_path):  # noqa: F811
+    learn(folder, tmp_path, ROWS[:1])
+    ordinary = make_config("domain_expansion", "siren", "finetune")
+    with pytest.raises(ConfigError, match="scans of a table"):
+        refuse_another_run(ordinary, None, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds other runs; another --workdir would be right"):
+        learn(folder, tmp_path, ROWS[:1])
 
 
 def test_files_that_were_not_learned_yet_must_be_there(folder, tmp_path):  # noqa: F811
@@ -127,7 +176,7 @@ CHANGES = {
     "a row more": (
         0,
         f"{ROWS[0]}\np1,1,t2.nii.gz,,1,T1,",
-        "T2 at 0 in task 2; the table has T1 at 1",
+        "learned T2 at 0 in task 2; the table has T1 a",
     ),
 }
 

@@ -23,7 +23,7 @@ from nfcl_jax.data.things import (
 )
 from nfcl_jax.data.volumes import Volume, collect, corner_distance, read_volume
 from nfcl_jax.errors import DataError
-from nfcl_jax.scan import Scan, range_of
+from nfcl_jax.scan import ONLY, Scan, range_of
 from nfcl_jax.scenarios import Task
 
 SAME_PLACE = 0.5  # of a voxel, between the corners of two grids
@@ -102,8 +102,8 @@ class _Reader:
         if known:  # whose voxels do not matter
             record = known.record
             voxels = np.broadcast_to(np.float32(0), record["shape"][-3:])
-            place = tuple(record["spacing"]), np.array(record["affine"], float), True
-            self.grid = "what was learned", Volume(voxels, *place)
+            place = np.array(record["affine"], float), record["placed"]
+            self.grid = "what was learned", Volume(voxels, tuple(record["spacing"]), *place)
 
     def case(self, rows: Sequence[Row]) -> Case | None:
         """What the field is to learn by rows in their order; None if there are faults."""
@@ -131,14 +131,17 @@ class _Reader:
         patient, _, image = rows[0].patient.partition("/")
         scan = Scan(
             patient=patient,
-            image=image or "scan",
+            image=image or ONLY,
             values=values,
             frame_numbers=tuple(range(1, len(frames) + 1)),
             spacing=self.grid[1].spacing,
             affine=self.grid[1].affine,
             times=times,
             missing=frozenset(thing.place for thing in things if thing.is_gone),
-            source={"rows": [described(row, things, ranges, self.digest) for row in rows]},
+            source={
+                "rows": [described(row, things, ranges, self.digest) for row in rows],
+                "placed": self.grid[1].placed,
+            },
         )
         return Case(scan, tasks_of_things(things, heads))
 
@@ -184,13 +187,17 @@ class _Reader:
 
     def on_grid(self, file: File, is_mask: bool) -> Found:
         """A file, or a frame of it."""
-        volume = self.volume(file.path, 4 if file.frame else 3)
+        try:
+            volume = self.volume(file.path, 4 if file.frame else 3)
+        except DataError as error:
+            hint = " A frame of a 4D file would be file.nii.gz#1."
+            raise DataError(f"{error}{hint * ('expected 3 dim' in str(error))}") from error
         whole = range_of(volume.data)
         if file.frame:
             count = volume.data.shape[3]
             if file.frame > count:
                 raise DataError(f"{file.path}: has {count} frames, frame {file.frame} is wanted.")
-            frame = volume.data[..., file.frame - 1]
+            frame = volume.data[..., file.frame - 1].copy()  # and not all of them
             volume = Volume(frame, volume.spacing, volume.affine, volume.placed)
         if not is_mask and volume.data.min() == volume.data.max():
             raise DataError(f"{file}: every voxel is {volume.data.min():g}, nothing to fit.")
@@ -206,8 +213,12 @@ class _Reader:
             )
         own = nib.Nifti1Image(volume.data, volume.scanner_affine)
         wanted = first.data.shape, first.scanner_affine
-        moved = resample_from_to(own, wanted, order=0 if is_mask else 1)
-        return Found(np.asarray(moved.dataobj, np.float32), whole)
+        outside = 0 if is_mask and (volume.data == 0).any() else volume.data.min()
+        moved = resample_from_to(own, wanted, order=0 if is_mask else 1, cval=outside)
+        data = np.asarray(moved.dataobj, np.float32)
+        if data.min() == data.max():
+            raise DataError(f"{file}: none of it lies on the grid of {other}.")
+        return Found(data, whole)
 
 
 def _same_grid(a: Volume, b: Volume) -> bool:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from nfcl_jax.data.volumes import check_file
 from nfcl_jax.errors import DataError, first_line
-from nfcl_jax.scan import is_name
+from nfcl_jax.scan import ONLY, is_name
 
 COLUMNS = ("patient", "task", "image", "mask", "time", "channel", "range")
 SEPARATORS = ",;\t"
@@ -170,9 +170,11 @@ def _row(
 ) -> Row | None:
     """What the cells of a line say, or their faults."""
     patient, task = cells.get("patient", ""), cells.get("task", "")
-    if not patient or patient.count("/") > 1 or not all(map(is_name, patient.split("/"))):
+    names = patient.split("/")
+    if len(names) > 2 or not all(map(is_name, names)) or names[1:] == [ONLY]:
         faults.append(
-            f"patient must be a name, or two with one slash between them, found {patient[:80]!r}."
+            f"patient must be a name, or two with one slash between them, of which the second is "
+            f"not {ONLY}; found {patient[:80]!r}."
         )
     if not re.fullmatch(r"0*[1-9][0-9]{0,4}([.,]0+)?", task, re.ASCII):
         faults.append(f"task must be a whole number from 1, found {task[:80]!r}.")
@@ -253,7 +255,8 @@ def _contradictions(rows: Iterable[Row], whole: bool) -> Iterator[str]:
                     at = "" if row.time is None else f" at time {row.time:g}"
                     yield (
                         f"line {row.line}: {name} of {patient}{at} is in line {line} already; "
-                        "another time or channel would be right."
+                        "another time or channel would be right (of a second mask, in a row "
+                        "without an image)."
                     )
         images = {row.channel for row in own if row.image}
         for name in sorted(images & {row.mask_name for row in own if row.mask}):

@@ -11,6 +11,7 @@ from nfcl_jax.scan import range_of, rescaled, scale_intensities
 from nfcl_jax.scenarios import Head, Lesson, Task, image_head, mask_head
 
 MAX_LABELS = 64  # of a mask; more are an image
+MAX_LABEL = 2**24  # beyond, float32 does not tell them apart
 MAX_CHANGE = 10.0  # of the width of a channel's range, from a patient's first image to another
 
 Range = tuple[float, float]
@@ -70,7 +71,10 @@ def labels_of(
             fault(thing.row, f"{thing.file}: labels must be whole numbers, found {own[:8]}.")
         elif len(own) > MAX_LABELS:
             fault(thing.row, f"{thing.file}: {len(own)} labels; is it an image?")
-        elif len(own) == 1:
+        elif np.abs(own).max() >= MAX_LABEL:
+            largest = f"found {np.abs(own).max():.0f}"
+            fault(thing.row, f"{thing.file}: labels must be below {MAX_LABEL}, {largest}.")
+        elif len(own) == 1 and len(known) == 1:
             fault(thing.row, f"{thing.file}: every voxel is {own[0]:g}, nothing to learn.")
         elif not np.isin(own, known).all():
             new = _listed(np.setdiff1d(own, known))
@@ -106,10 +110,12 @@ def images_of(
             ends = [f"from {low:g} to {high:g}" for low, high in (whole, range_there)]
             fault(
                 own[0].row,
-                f"{path}: {name} is {ends[0]}, that of {other} {ends[1]}; one scale, or another "
-                "channel, would be right.",
+                f"{path}: {name} is {ends[0]}, that of {other} {ends[1]}; the same units, "
+                "or another channel, would be right.",
             )
         for thing, image in zip(own, scaled, strict=True):
+            if image.min() == image.max():
+                fault(thing.row, f"{thing.file}: nothing of it lies within its range.")
             images[thing.place], ranges[thing.place] = image, whole
     return images, ranges
 
