@@ -1,9 +1,11 @@
 """docs/strategies.md: its numbers are those of the runs that are kept beside it."""
 
+import numpy as np
 import pandas as pd
 from conftest import REPOSITORY
 
 from nfcl_jax.fields import FIELDS
+from nfcl_jax.report.statistics import gap_closed
 from nfcl_jax.report.tables import markdown
 
 PATIENTS = ["patient001", "patient061"]
@@ -63,6 +65,25 @@ def test_the_tables_of_the_recipe_are_those_of_its_runs():
     page = (REPOSITORY / "docs/strategies.md").read_text()
     for table in tables().split("\n\n"):
         assert table in page
+
+
+def table_of_gaps():
+    """What the earlier frames have at the end, on average."""
+    rows = []
+    for field in FIELDS:
+        kept = {}
+        for strategy in ("finetune", "distillation", "joint"):
+            psnr = matrix("recommended", "domain_expansion", field, "psnr", strategy)
+            kept[strategy] = np.mean([psnr[4, task] for task in (1, 2, 3)], axis=0)
+        closed = gap_closed(kept["distillation"], kept["finetune"], kept["joint"])
+        row = {"field": FIELDS[field].title}
+        row |= {f"`{name}`": f"{values.mean():.1f}" for name, values in kept.items()}
+        rows.append(row | {"gap closed, %": "-" if np.isnan(closed) else f"{closed:.0f}"})
+    return markdown(pd.DataFrame(rows))
+
+
+def test_the_table_of_gaps_is_that_of_its_runs():
+    assert table_of_gaps() in (REPOSITORY / "docs/strategies.md").read_text()
 
 
 def table_of_strategies():
