@@ -18,11 +18,11 @@ from rich.table import Table
 from experiments.launch.cli import launch
 from nfcl_jax.config import split_words
 from nfcl_jax.data.cohorts import read_cohort
-from nfcl_jax.data.sequence import Reading, read_cases
+from nfcl_jax.data.sequence import Reading, read_cases, time_range_of
 from nfcl_jax.errors import ConfigError, look_up
 from nfcl_jax.scan import Scan, name_in_table
 from nfcl_jax.scenarios import SCENARIOS
-from nfcl_jax.table_run import learned_before, time_range_of
+from nfcl_jax.table_run import learned_before
 
 _ROOT = flags.DEFINE_string("root", None, "the folder of patientNNN folders")
 _DATASET = flags.DEFINE_string("dataset", "acdc", "how the files are read")

@@ -4,7 +4,8 @@ Coordinates are in one of two UNITS:
 
     grid    -1 to 1 along each axis of the scan, from its first voxel's centre to its last one's,
             and from its first frame to its last
-    mm      scanner coordinates by the scan's affine, in mm; time as a fraction of the cardiac cycle
+    mm      scanner coordinates by the scan's affine, in mm; time as a fraction of the cardiac
+            cycle, or as a table of scans has it
 """
 
 from collections.abc import Callable, Sequence
@@ -97,10 +98,12 @@ class FittedField:
           interpolate: whether DINER's table is interpolated linearly between its entries.
 
         Raises:
-          ValueError: if there are no such units.
+          ValueError: if there are no such units, or DINER is to be interpolated in a table's scan.
         """
         if units not in UNITS:
             raise ValueError(f"units must be one of {', '.join(UNITS)}, got {units!r}.")
+        if interpolate and module.on_grid and grid.times is not None:
+            raise ValueError("DINER is not interpolated between the scans of a table.")
         self._module, self._params = module, jax.tree.map(jnp.asarray, params)
         self.shape, self.channels, self.units = tuple(grid.shape), module.channels, units
         self._grid, self._interpolate = grid, interpolate
@@ -151,9 +154,7 @@ class FittedField:
                 f"{index.min()} to {index.max()}."
             )
         index = index.astype(np.int32)
-        return _blockwise(
-            lambda block: _evaluate(*self._field(), block, VoxelGrid(self._shape())), index
-        )
+        return _blockwise(lambda block: _evaluate(*self._field(), block, self._voxels()), index)
 
     def on_grid(self, axes: Sequence[np.ndarray]) -> np.ndarray:
         """Raw outputs at the product of coordinates along each axis, (x, y, z, channels) or
@@ -193,6 +194,10 @@ class FittedField:
 
     def _field(self):
         return self._module, self._params
+
+    def _voxels(self) -> VoxelGrid:
+        times = self._grid.times
+        return VoxelGrid(self._shape(), times and np.array(times, np.float32))
 
     def _shape(self) -> np.ndarray:
         return np.array(self.shape, np.int32)

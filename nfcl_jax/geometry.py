@@ -61,11 +61,15 @@ class Grid:
       shape: (x, y, z), or (frames, x, y, z).
       affine: voxel indices along x, y and z to scanner coordinates, 4 x 4, in mm.
       frame_numbers: of the frames, in a cine whose last frame is the last of these.
+      times: of the frames of a table's scan, in [-1, 1].
+      time_range: which of the table's times are -1 and 1.
     """
 
     shape: tuple[int, ...]
     affine: np.ndarray
     frame_numbers: tuple[int, ...]
+    times: tuple[float, ...] | None = None
+    time_range: tuple[float, float] = (-1.0, 1.0)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -89,7 +93,8 @@ class Grid:
         return coords
 
     def from_mm(self, coords: np.ndarray) -> np.ndarray:
-        """Coordinates (points, axes) in mm, and fractions of the cardiac cycle, in [-1, 1]."""
+        """Coordinates (points, axes) in mm, and fractions of the cardiac cycle or a table's times,
+        in [-1, 1]."""
         first, origin = self._first_voxel()
         return (coords - origin) @ self.per_mm().T + first
 
@@ -99,8 +104,14 @@ class Grid:
         return (np.asarray(coords) - first) @ np.linalg.pinv(self.per_mm()).T + origin
 
     def to_voxels(self, coords: np.ndarray) -> np.ndarray:
-        """Coordinates (points, axes) in [-1, 1] as positions in voxels and frames, from 0."""
-        return (coords + 1) / 2 * (self.sizes - 1)
+        """Coordinates (points, axes) in [-1, 1] as positions in voxels and frames, from 0. Of
+        frames that have times, the nearest one, and how far it is."""
+        voxels = (coords + 1) / 2 * (self.sizes - 1)
+        if self.times is not None:
+            far = coords[:, 3:] - np.array(self.times)
+            nearest = np.abs(far).argmin(axis=1)
+            voxels[:, 3] = nearest + np.take_along_axis(far, nearest[:, None], axis=1)[:, 0]
+        return voxels
 
     def flat_index(self, voxels: np.ndarray) -> np.ndarray:
         """Flat indices, in C order over the grid, of whole positions in voxels and frames."""
@@ -114,7 +125,9 @@ class Grid:
         per_voxel = np.where(sizes > 1, 2 / np.maximum(sizes - 1, 1), 0.0)
         matrix = np.zeros((len(sizes), len(sizes)))
         matrix[:3, :3] = per_voxel[:3, None] * np.linalg.inv(self.affine[:3, :3])
-        if len(sizes) == 4:
+        if self.times is not None:
+            matrix[3, 3] = 2 / (self.time_range[1] - self.time_range[0])
+        elif len(sizes) == 4:
             first, last = self.frame_numbers[0], self.frame_numbers[-1]
             matrix[3, 3] = 2 * last / (last - first)
         return matrix
@@ -122,4 +135,7 @@ class Grid:
     def _first_voxel(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the first voxel of the first frame is: in [-1, 1], and in mm and the cycle."""
         first = np.where(self.sizes > 1, -1.0, 0.0)
-        return first, np.append(self.affine[:3, 3], np.zeros(len(self.shape) - 3))
+        time = np.zeros(len(self.shape) - 3)
+        if self.times is not None:  # where its range begins, which no frame need be at
+            first[3], time = -1.0, [self.time_range[0]]
+        return first, np.append(self.affine[:3, 3], time)

@@ -2,7 +2,7 @@
 
 import gzip
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from nfcl_jax.data.volumes import memory_of_machine
 from nfcl_jax.geometry import MAX_SIZE, resampled, scanner_affine
+from nfcl_jax.scenarios import Head, Task
 from nfcl_jax.storage import write_file
 
 BYTES_PER_POINT = 4 * 4 * 5  # of up to five outputs: themselves, what is made of them, two copies
@@ -73,11 +74,32 @@ def write(
     return Path(path)
 
 
+def outputs_of(tasks: Iterable[Task]) -> dict[str, Head]:
+    """The heads that tasks taught, by their names, and "probabilities" for the first mask."""
+    heads = {lesson.head.name: lesson.head for task in tasks for lesson in task.lessons}
+    mask = next((head for head in heads.values() if head.kind == "mask"), None)
+    return heads | ({"probabilities": mask} if mask else {})
+
+
+def as_volume(head: Head, channels: np.ndarray, probabilities: bool) -> np.ndarray:
+    """What the channels of a head say, (..., channels): intensities in [0, 1], labels, or the
+    probabilities of the classes."""
+    if probabilities:
+        return np.asarray(head.as_targets(channels))
+    if head.kind == "image":
+        return np.clip(channels[..., 0], 0, 1)
+    classes = np.argmax(channels, axis=-1)
+    return np.array(head.labels, np.int32)[classes] if head.labels else classes.astype(np.uint8)
+
+
 def sampled(
-    scan: Mapping[str, Any], wanted: Sampling, num_learned: int
+    scan: Mapping[str, Any],
+    wanted: Sampling,
+    num_learned: int,
+    time_range: tuple[float, float] = (-1.0, 1.0),
 ) -> tuple[list[np.ndarray], np.ndarray, list[float]]:
     """Coordinates along each axis, the affine, and the size of a voxel along each axis. `scan` is
-    its record in patients.json.
+    its record in patients.json, `time_range` that of a table's scans.
 
     Raises:
       ValueError: for a spacing or a number of times that cannot be, or too many points for the
@@ -89,7 +111,12 @@ def sampled(
         raise ValueError(f"times must be 1 to {MAX_SIZE}, and the scan a cine; got {times!r}.")
     voxel = list(map(float, scan["spacing"] if wanted.spacing is None else wanted.spacing))
     axes, affine = resampled((x, y, z), np.array(scan["affine"]), scan["spacing"], voxel)
-    if frames:
+    if scan.get("times"):
+        there = sorted(scan["times"][:num_learned])
+        axes.append(np.linspace(there[0], there[-1], times) if times else np.array(there))
+        step = (there[-1] - there[0]) / max(len(axes[3]) - 1, 1)
+        voxel.append(step * (time_range[1] - time_range[0]) / 2 or 1.0)
+    elif frames:
         last = num_learned - 1
         count = times or num_learned
         if count > 1 and not last:

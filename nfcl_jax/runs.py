@@ -16,17 +16,19 @@ import pandas as pd
 from nfcl_jax import checkpoints, nifti, run_folder, sizes
 from nfcl_jax.config import constants_of, read_config
 from nfcl_jax.data.cohorts import DATASETS, read_scans
+from nfcl_jax.data.sequence import time_range_of
 from nfcl_jax.errors import DataError
 from nfcl_jax.fields import FIELDS, Params, create_field
 from nfcl_jax.fitted import FittedField
 from nfcl_jax.geometry import Grid, scanner_affine
-from nfcl_jax.metrics import format_number, metrics_of
+from nfcl_jax.metrics import metrics_of
 from nfcl_jax.metrics import score as score_task
-from nfcl_jax.nifti import Sampling, sampled
+from nfcl_jax.nifti import Sampling, as_volume, outputs_of, sampled
+from nfcl_jax.overview import overview
 from nfcl_jax.params import num_output_channels
 from nfcl_jax.records import Score
 from nfcl_jax.rows import read_rows
-from nfcl_jax.scenarios import SCENARIOS, SEQUENCE, num_frames, tasks_of
+from nfcl_jax.scenarios import SEQUENCE, all_scenarios, num_frames, tasks_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -60,26 +62,8 @@ class Run:
         return pd.DataFrame(rows, columns=Score._fields)
 
     def table(self) -> pd.DataFrame:
-        """A row for each scan: its grid, voxels in mm, numbers of its field, and for each task the
-        score right after it was learned and, after an arrow, at the end: PSNR in dB, or Dice."""
-        scores = self.scores.set_index(["patient", "image", "metric", "evaluated_task"])
-        rows = []
-        for scan in self.scans:
-            row = {
-                "scan": f"{scan['patient']}/{scan['image']}",
-                "grid": " x ".join(map(str, scan["shape"])),
-                "mm": " x ".join(f"{size:.3g}" for size in scan["spacing"]),
-                "parameters": scan["parameters"],
-            }
-            for number, task in enumerate(tasks_of(self.config), start=1):
-                metric = metrics_of(task.head.kind)[0]
-                key = scan["patient"], scan["image"], metric, number
-                if key in scores.index:
-                    values = scores.loc[[key]].sort_values("trained_task").value
-                    ends = [values.iloc[0], *values.iloc[1:].tail(1)]
-                    row[task.name] = " → ".join(format_number(metric, value) for value in ends)
-            rows.append(row)
-        return pd.DataFrame(rows)
+        """A row for each scan, see `overview`."""
+        return overview(self.scans, tasks_of(self.config), self.scores, self._of_table())
 
     def __repr__(self) -> str:
         table = self.table().to_string(index=False)
@@ -104,14 +88,19 @@ class Run:
     def params(self, patient: str, task: int, image: str | None = None) -> Params:
         """One scan's parameters after a task, as numpy arrays, nothing else being read; see `field`
         for the arguments and errors."""
-        scan = self._scan(patient, image)
+        return self._params(self._scan(patient, image), task)[1]
+
+    def _params(self, scan: dict[str, Any], task: int) -> tuple[dict[str, Any], Params]:
+        """A scan's record as the task left it, a table's may have grown since, and parameters."""
         self._check_task(task)
         if task not in self._metadata:  # takes longer to read than a scan's parameters
             self._metadata[task] = checkpoints.read_metadata(self.workdir, task)
-        read, like = self._metadata[task], run_folder.params_like(self.config, scan, task)
-        about = read.custom_metadata
+        read = self._metadata[task]
+        about, names = read.custom_metadata, (scan["patient"], scan["image"])
         run_folder.refuse_another_checkpoint(self.workdir, task, about, self.config, [scan])
-        return checkpoints.load(self.workdir, task, scan["patient"], scan["image"], like, read)
+        (then,) = (s for s in about["scans"] if (s["patient"], s.get("image")) == names)
+        like = run_folder.params_like(self.config, then, task)
+        return then, checkpoints.load(self.workdir, task, *names, like, read)
 
     def field(
         self,
@@ -138,12 +127,13 @@ class Run:
           RunError: if config.json or patients.json are not those of the checkpoint.
           ValueError: for other units.
         """
-        scan = self._scan(patient, image)
-        return self._field(scan, self.params(patient, task, image), units, interpolate)
+        return self._field(*self._params(self._scan(patient, image), task), units, interpolate)
 
     def _field(self, scan: dict[str, Any], params: Params, units: str, interpolate: bool):
         affine = scanner_affine(np.array(scan["affine"]), scan["spacing"])
-        grid = Grid(tuple(scan["shape"]), affine, tuple(scan["frame_numbers"]))
+        times = scan.get("times") and tuple(scan["times"])
+        place = tuple(scan["frame_numbers"]), times, self._time_range()
+        grid = Grid(tuple(scan["shape"]), affine, *place)
         module = create_field(self.config["field"], num_output_channels(params), grid.size)
         return FittedField(module, params, grid, units, interpolate)
 
@@ -183,20 +173,15 @@ class Run:
         nifti.check_name(path)
         field = self.field(patient, task, image, "grid", wanted.interpolate)
         tasks = tasks_of(self.config)[:task]
-        outputs = {t.head.name: t.head for t in tasks}
-        if "mask" in outputs:
-            outputs["probabilities"] = outputs["mask"]
+        outputs = outputs_of(tasks)
         if output not in outputs:
             raise ValueError(
                 f"output must be one of {', '.join(outputs)} after task {task}, got {output!r}."
             )
-        axes, affine, voxel = sampled(scan, wanted, num_frames(tasks))
-        channels = field.on_grid(axes)[..., outputs[output].channels]
-        volume = {
-            "image": lambda: np.clip(channels[..., 0], 0, 1),
-            "mask": lambda: np.argmax(channels, axis=-1).astype(np.uint8),
-            "probabilities": lambda: np.asarray(outputs[output].as_targets(channels)),
-        }["probabilities" if output == "probabilities" else outputs[output].kind]()
+        axes, affine, voxel = sampled(scan, wanted, num_frames(tasks), self._time_range())
+        head = outputs[output]
+        channels = field.on_grid(axes)[..., head.channels]
+        volume = as_volume(head, channels, output == "probabilities")
         voxel += [1.0] * (volume.ndim - len(voxel))
         return nifti.write(path, volume, affine, voxel)
 
@@ -217,6 +202,8 @@ class Run:
           KeyError, CheckpointError, RunError: as for `field`.
         """
         record, data = self._scan(patient, image), self.config["data"]
+        if self._of_table():
+            raise ValueError("no sizes of a table's fields: files of scans may be gone.")
         root = Path(root or data["root"] or self.workdir / "phantom")
         dataset = data["dataset"] if data["root"] else "acdc"
         scaled_by = data["intensity_range"]
@@ -249,6 +236,13 @@ class Run:
         )
         return pd.DataFrame(sizes.table(self.params(patient, task, image), voxels, score))
 
+    def _of_table(self) -> bool:
+        return self.config["scenario"] == SEQUENCE
+
+    def _time_range(self) -> tuple[float, float]:
+        """Of a table's scans."""
+        return time_range_of(self.config["data"].get("time_range", "")) or (-1.0, 1.0)
+
     def _check_task(self, task: int) -> None:
         if task not in self.tasks:
             raise KeyError(f"no checkpoint of task {task}; there are {list(self.tasks)}")
@@ -273,7 +267,7 @@ def open_run(workdir: str | Path) -> Run:
     Raises:
       FileNotFoundError: if the folder holds no run.
       RunError: if config.json or patients.json are none.
-      ValueError: if the run is of a table, or its field or scenario of a file that is not loaded.
+      ValueError: if the run's field or scenario is defined in a file that was not loaded.
     """
     workdir = Path(workdir)
     config, scans = workdir / "config.json", workdir / "patients.json"
@@ -285,10 +279,8 @@ def open_run(workdir: str | Path) -> Run:
     tasks = checkpoints.finished_tasks(workdir)
     records = run_folder.of_scans(run_folder.read_records(scans))
     given = read_config(config)
-    if given["scenario"] == SEQUENCE:
-        raise ValueError(f"{workdir}: a run of a table of scans, which cannot be opened yet.")
     for kind, name, known in (
-        ("scenario", given["scenario"], SCENARIOS),
+        ("scenario", given["scenario"], all_scenarios()),
         ("field", given["field"]["name"], FIELDS),
     ):
         if name not in known:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.config import check_config, read_config
-from nfcl_jax.data.sequence import Case, Known, Reading, read_cases
+from nfcl_jax.data.sequence import Case, Known, Reading, read_cases, time_range_of
 from nfcl_jax.errors import ConfigError, DataError, RunError
 from nfcl_jax.records import Score
 from nfcl_jax.rows import read_rows
@@ -36,24 +36,6 @@ class OwnRun(NamedTuple):
     def name(self) -> str:
         """What the table calls whose field it is."""
         return name_in_table(self.scan.patient, self.scan.image)
-
-
-def time_range_of(words: str) -> tuple[float, float] | None:
-    """The two times of a flag such as "0,730"; None if it is empty.
-
-    Raises:
-      ConfigError: if it is anything else.
-    """
-    try:
-        ends = tuple(float(word) for word in words.split(",")) if words else None
-        if ends and not (len(ends) == 2 and -1e30 < ends[0] < ends[1] < 1e30):
-            raise ValueError(words)
-    except ValueError as error:
-        raise ConfigError(
-            f"time_range must be two numbers, the smaller one first, such as 0,730, or empty; got "
-            f"{words!r}."
-        ) from error
-    return ends
 
 
 def read_data(config: Mapping[str, Any], workdir: Path) -> list[Case]:

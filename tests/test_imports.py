@@ -13,7 +13,7 @@ ORDER = [
     "checkpoints", "partial", "locks",
     "geometry", "data.volumes", "data.table", "data.things", "data.acdc", "data.phantom",
     "data.cohorts", "data.sequence", "config",
-    "run_folder", "rows", "fitted", "nifti", "sizes", "runs",
+    "run_folder", "rows", "fitted", "nifti", "sizes", "overview", "runs",
     "report.statistics", "report.results", "report.tables", "report.caveats", "report.verdicts",
     "report.claims",
     "report.figures", "report.shown", "report.panels", "report.viewer", "report.page",

@@ -4,9 +4,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from nfcl_jax.data.sequence import Reading, read_cases
+from nfcl_jax.data.sequence import Reading, read_cases, time_range_of
 from nfcl_jax.errors import ConfigError
-from nfcl_jax.table_run import time_range_of
 
 SHAPE, AFFINE = (12, 10, 4), np.diag([1.5, 1.5, 3.0, 1.0])
 PLACES = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij"), -1)

@@ -4,6 +4,7 @@ import re
 import shutil
 
 import jax
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,7 +95,6 @@ def test_a_task_whose_checkpoint_is_damaged_is_not_learned_without_its_files(
 ):
     (own,) = learn(folder, tmp_path / "run", ROWS[:2])
     (folder / "t2.nii.gz").unlink()
-    shutil.rmtree(own.workdir / "checkpoints/task_2/params", ignore_errors=True)
     for path in (own.workdir / "checkpoints/task_2").rglob("*"):
         if path.is_file() and "metadata" not in path.name.lower():
             path.write_bytes(b"damaged")
@@ -190,10 +190,48 @@ def test_a_row_that_was_learned_may_not_change(folder, tmp_path, change):  # noq
         learn(folder, tmp_path / "run", [row for row in changed if row])
 
 
-def test_a_run_of_a_table_is_not_opened_as_another_would_be(folder, tmp_path):  # noqa: F811
-    (own,) = learn(folder, tmp_path / "run", ROWS[:1])
-    with pytest.raises(ValueError, match="of a table of scans, which cannot be opened yet"):
-        open_run(own.workdir)
+@pytest.mark.parametrize("field", ["siren", "diner"])
+def test_a_field_of_a_table_is_asked_and_exported_in_the_tables_own_terms(
+    folder,  # noqa: F811
+    tmp_path,
+    field,
+):
+    (own,) = learn(folder, tmp_path / "run", ROWS, field)
+    opened = open_run(own.workdir)
+    assert "p1/scan" in repr(opened) and "3: mask" in opened.table().columns
+    grid, mm = (opened.field("p1", task=4, units=units) for units in ("grid", "mm"))
+    voxel, place = np.array([3, 5, 2]), np.array([4.5, 7.5, 6.0])
+    for frame, time in enumerate((0.0, 365.0)):
+        at = np.append(2 * voxel / (np.array(SHAPE) - 1) - 1, time / 365 - 1)[None]
+        there = np.append(place, time)[None]
+        index = np.ravel_multi_index((frame, *voxel), (2, *SHAPE))
+        expected = grid.at_voxels(np.array([index]))
+        np.testing.assert_allclose(grid(at), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(mm(there), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(mm.to_mm(at), there, atol=1e-6)
+    for output in ("T1", "T2", "mask", "rater B", "probabilities"):
+        path = opened.to_nifti("p1", 4, tmp_path / "out.nii.gz", output=output)
+        image = nib.load(path)
+        assert image.shape[:4] == (*SHAPE, 2) and image.header["pixdim"][4] == 365
+        if output in ("mask", "rater B"):
+            assert set(np.unique(image.dataobj)) <= {-4, 0, 17}
+    first = opened.field("p1", task=1)
+    assert first.shape == (2, *SHAPE) and first.channels == 1
+    with pytest.raises(ValueError, match="output must be one of T1 after task 1, got 'mask'"):
+        opened.to_nifti("p1", 1, tmp_path / "out.nii.gz", output="mask")
+    with pytest.raises(ValueError, match="no sizes of a table's fields"):
+        opened.size("p1", 4)
+
+
+def test_an_earlier_field_of_a_scan_that_grew_is_that_of_its_time(folder, tmp_path):  # noqa: F811
+    learn(folder, tmp_path, ROWS[:2], "diner", "finetune")
+    run_folder = tmp_path / "patients/p1/scan"
+    before = open_run(run_folder).field("p1", task=2)
+    learn(folder, tmp_path, ROWS, "diner", "finetune")
+    after = open_run(run_folder).field("p1", task=2)
+    assert before.shape == after.shape == (1, *SHAPE)
+    answers = [field.at_voxels(np.arange(np.prod(SHAPE))) for field in (before, after)]
+    np.testing.assert_array_equal(*answers)
 
 
 @pytest.mark.parametrize(

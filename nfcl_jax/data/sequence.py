@@ -22,7 +22,7 @@ from nfcl_jax.data.things import (
     tasks_of_things,
 )
 from nfcl_jax.data.volumes import Volume, collect, corner_distance, read_volume
-from nfcl_jax.errors import DataError
+from nfcl_jax.errors import ConfigError, DataError
 from nfcl_jax.scan import ONLY, Scan, range_of
 from nfcl_jax.scenarios import Task
 
@@ -89,6 +89,24 @@ def read_cases(path: Path, reading: Reading, known: Mapping[str, Known] = {}) ->
         else:
             cases.append(case)
     return Cases(cases, faults)
+
+
+def time_range_of(words: str) -> tuple[float, float] | None:
+    """The two times of a flag such as "0,730"; None if it is empty.
+
+    Raises:
+      ConfigError: if it is anything else.
+    """
+    try:
+        ends = tuple(float(word) for word in words.split(",")) if words else None
+        if ends and not (len(ends) == 2 and -1e30 < ends[0] < ends[1] < 1e30):
+            raise ValueError(words)
+    except ValueError as error:
+        raise ConfigError(
+            f"time_range must be two numbers, the smaller one first, such as 0,730, or empty; got "
+            f"{words!r}."
+        ) from error
+    return ends
 
 
 class _Reader:

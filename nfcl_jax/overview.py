@@ -1,0 +1,43 @@
+"""The scans of a run and their scores at a glance."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from nfcl_jax.metrics import format_number, metrics_of
+from nfcl_jax.scenarios import Task
+
+
+def overview(
+    scans: Iterable[Mapping[str, Any]], tasks: Sequence[Task], scores: pd.DataFrame, by_head: bool
+) -> pd.DataFrame:
+    """A row for each scan: its grid, voxels in mm, numbers of its field, and for each task the
+    score right after it was learned and, after an arrow, at the end: PSNR in dB, or Dice.
+
+    Args:
+      scans: their records in patients.json.
+      tasks: of the run.
+      scores: as `runs.Run.scores`.
+      by_head: whether these are told apart by the names of heads, as a table's are.
+    """
+    scores = scores.set_index(["patient", "image", "metric", "evaluated_task"])
+    rows = []
+    for scan in scans:
+        row = {
+            "scan": f"{scan['patient']}/{scan['image']}",
+            "grid": " x ".join(map(str, scan["shape"])),
+            "mm": " x ".join(f"{size:.3g}" for size in scan["spacing"]),
+            "parameters": scan["parameters"],
+        }
+        for number, task in enumerate(tasks, start=1):
+            for head, _ in task.lessons:
+                metric, image = metrics_of(head.kind)[0], head.name if by_head else scan["image"]
+                key = scan["patient"], image, metric, number
+                if key in scores.index:
+                    values = scores.loc[[key]].sort_values("trained_task").value
+                    ends = [values.iloc[0], *values.iloc[1:].tail(1)]
+                    name = f"{number}: {head.name}" if by_head else task.name
+                    row[name] = " → ".join(format_number(metric, value) for value in ends)
+        rows.append(row)
+    return pd.DataFrame(rows)
