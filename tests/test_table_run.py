@@ -89,10 +89,7 @@ def test_what_was_learned_may_be_deleted_and_is_then_not_measured(folder, tmp_pa
     assert pd.DataFrame(table_run.scores_below(tmp_path / "run")).equals(scores)
 
 
-def test_a_task_whose_checkpoint_is_damaged_is_not_learned_without_its_files(
-    folder,  # noqa: F811
-    tmp_path,
-):
+def test_a_damaged_task_is_not_learned_without_its_files(folder, tmp_path):  # noqa: F811
     (own,) = learn(folder, tmp_path / "run", ROWS[:2])
     (folder / "t2.nii.gz").unlink()
     for path in (own.workdir / "checkpoints/task_2").rglob("*"):
