@@ -146,6 +146,14 @@ def test_the_tables_of_the_reproduction_are_those_of_its_runs(tmp_path, name, wi
     assert (tmp_path / "tables.md").read_text() == (REPRODUCTION / f"{name}.md").read_text()
 
 
+def test_the_tables_of_longer_sequences_are_those_of_their_runs(tmp_path):
+    shutil.copytree(REPRODUCTION / "long/cells", tmp_path / "cells")
+    report = f"python -m experiments.report --extend=configs/long.py --workdir={tmp_path}"
+    done = run(report, REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "tables.md").read_text() == (REPRODUCTION / "long.md").read_text()
+
+
 def test_the_tables_of_sirens_choices_are_those_of_their_runs(tmp_path, without_figures):
     parts = []
     for folder in sorted((REPRODUCTION / "others").iterdir()):

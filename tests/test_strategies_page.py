@@ -27,14 +27,14 @@ STRATEGIES = {
 }
 
 
-def matrix(run, scenario, field, metric, strategy="distillation"):
+def matrix(run, scenario, field, metric, strategy="distillation", patients=PATIENTS):
     """Each patient's scores, by the learned and the scored task."""
     name = f"{scenario}-{field}-{strategy}-seed0"
     rows = pd.read_csv(REPOSITORY / f"docs/reproduction/{run}/cells/{name}/metrics.csv")
-    rows = rows[rows["patient"].isin(PATIENTS) & (rows["metric"] == metric)]
+    rows = rows[rows["patient"].isin(patients) & (rows["metric"] == metric)]
     place = ["trained_task", "evaluated_task"]
     table = rows.pivot_table(index="patient", columns=place, values="value")
-    assert list(table.index) == PATIENTS
+    assert list(table.index) == patients
     return table
 
 
@@ -84,6 +84,22 @@ def table_of_gaps():
 
 def test_the_table_of_gaps_is_that_of_its_runs():
     assert table_of_gaps() in (REPOSITORY / "docs/strategies.md").read_text()
+
+
+def table_of_twelve_frames():
+    rows = []
+    for field in ("siren", "diner"):
+        for strategy in ("finetune", "distillation", "joint"):
+            where = "long", "domain_expansion_12", field, "psnr", strategy, ["patient001"]
+            psnr = matrix(*where).iloc[0]
+            row = {"field": FIELDS[field].title, "strategy": f"`{strategy}`"}
+            row |= {f"after {n}": f"{psnr[n, 1]:.1f}" for n in (1, 2, 4, 8, 12)}
+            rows.append(row | {"frame 12": f"{psnr[12, 12]:.1f}"})
+    return markdown(pd.DataFrame(rows))
+
+
+def test_the_table_of_twelve_frames_is_that_of_its_runs():
+    assert table_of_twelve_frames() in (REPOSITORY / "docs/strategies.md").read_text()
 
 
 def table_of_strategies():

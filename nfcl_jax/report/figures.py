@@ -267,7 +267,7 @@ def _legend(figure: Figure, scores: Scores, scenario: str, others: Sequence[Line
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=min(len(handles), 7),
+        ncols=min(len(handles), max(int(figure.get_figwidth() / 1.6), 2)),
         handletextpad=0.2,
         columnspacing=1.2,
     )
