@@ -1,5 +1,7 @@
 """docs/strategies.md: its numbers are those of the runs that are kept beside it."""
 
+import json
+
 import numpy as np
 import pandas as pd
 from conftest import REPOSITORY
@@ -102,6 +104,18 @@ def test_the_table_of_twelve_frames_is_that_of_its_runs():
     assert table_of_twelve_frames() in (REPOSITORY / "docs/strategies.md").read_text()
 
 
+def test_what_is_said_of_the_mix_is_that_of_its_runs():
+    ends = {}
+    for strategy in ("distillation", "joint", "finetune"):
+        where = "long", "mixed_expansion", "siren", "psnr", strategy, ["patient001"]
+        ends[strategy] = matrix(*where)[3, 1].iloc[0]
+    words = (
+        f"SIREN's first frame ends at {ends['distillation']:.1f} dB (joint: {ends['joint']:.1f}, "
+        f"fine-tuning: {ends['finetune']:.1f})"
+    )
+    assert words in " ".join((REPOSITORY / "docs/strategies.md").read_text().split())
+
+
 def table_of_strategies():
     rows = []
     for field in ("siren", "diner"):
@@ -136,3 +150,25 @@ def test_the_readme_says_what_the_recipe_reaches():
         f"{ends[1]:.1f}"
     )
     assert words in " ".join((REPOSITORY / "README.md").read_text().split())
+
+
+def table_of_costs():
+    records = json.loads((REPOSITORY / "docs/performance/strategies.json").read_text())
+    steps = {record["strategy"]: record for record in records if record["task"] == 2}
+    tuned = steps["finetune"]["ms_per_step_per_patient"]
+    rows = []
+    for strategy, record in steps.items():
+        time = record["ms_per_step_per_patient"]
+        rows.append(
+            {
+                "strategy": f"`{strategy}`",
+                "a step, ms": f"{time:.0f}",
+                "times fine-tuning's": f"{time / tuned:.1f}",
+                "memory, MB": f"{record['megabytes']:.0f}",
+            }
+        )
+    return markdown(pd.DataFrame(rows))
+
+
+def test_the_table_of_costs_is_that_of_the_benchmark():
+    assert table_of_costs() in (REPOSITORY / "docs/strategies.md").read_text()
