@@ -20,7 +20,7 @@ from nfcl_jax.config import split_words
 from nfcl_jax.data.acdc import PHASES, find_patients, read_info, read_phase
 from nfcl_jax.data.table import COLUMNS
 from nfcl_jax.data.volumes import read_volume
-from nfcl_jax.scan import equidistant_frames, range_of
+from nfcl_jax.scan import equidistant_frames
 from nfcl_jax.storage import write_file
 
 SCENARIOS = ("domain_expansion", "signal_expansion")
@@ -58,16 +58,16 @@ def frames_of(folder: Path) -> Iterator[dict[str, object]]:
 
 def phases_of(folder: Path) -> Iterator[dict[str, object]]:
     """The end-diastolic and the end-systolic frame, a field for each: the image, in the range of
-    the patient's cine, then its mask."""
-    info, cine = read_info(folder), read_volume(folder / f"{folder.name}_4d.nii.gz", dimensions=4)
-    low, high = range_of(cine.data)
+    the patient's cine, where there is one, then its mask."""
+    info = read_info(folder)
     for phase in PHASES:
-        number = int(info[phase])
-        own = {"patient": f"{folder.name}/{phase}"}
-        image = read_phase(folder, phase)
-        ends = min(low, image.intensity_range[0]), max(high, image.intensity_range[1])
-        name = folder / f"{folder.name}_frame{number:02d}"
-        yield own | {"task": 1, "image": f"{name}.nii.gz", "range": f"{ends[0]!r}:{ends[1]!r}"}
+        own, scan = {"patient": f"{folder.name}/{phase}"}, read_phase(folder, phase)
+        name = folder / f"{folder.name}_frame{int(info[phase]):02d}"
+        image = {"task": 1, "image": f"{name}.nii.gz"}
+        if cine := scan.cine_range():
+            low, high = (scan.intensity_range[0], cine[0]), (scan.intensity_range[1], cine[1])
+            image["range"] = f"{min(low)!r}:{max(high)!r}"
+        yield own | image
         yield own | {"task": 2, "mask": f"{name}_gt.nii.gz"}
 
 

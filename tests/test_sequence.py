@@ -1,8 +1,12 @@
 """Tables of scans: what fields learn by them, what is added later, and every fault of the files."""
 
+import shutil
+
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
+from test_cli import command
 
 from nfcl_jax.data.sequence import Reading, read_cases, time_range_of
 from nfcl_jax.errors import ConfigError
@@ -165,3 +169,11 @@ def test_what_resampling_or_a_range_leaves_nothing_of_is_a_fault(folder):
 def test_a_time_range_is_two_numbers(words):
     with pytest.raises(ConfigError, match="two numbers, the smaller one first, such as 0,730"):
         time_range_of(words)
+
+
+def test_a_patient_without_a_cine_has_a_table_too(phantom_root, tmp_path):
+    shutil.copytree(phantom_root / "patient001", tmp_path / "patient001")
+    (tmp_path / "patient001/patient001_4d.nii.gz").unlink()
+    make = ["experiments.make_table", f"--acdc={tmp_path}", "--scenario=signal_expansion"]
+    assert command(*make, f"--out={tmp_path / 'scans.csv'}").returncode == 0
+    assert set(pd.read_csv(tmp_path / "scans.csv")["range"].isna()) == {True}
