@@ -73,6 +73,7 @@ def train_table(config: dict[str, Any], workdir: Path, console: Console) -> None
     failed: list[str] = []
     with log_to_screen(console), locked(workdir), stopping() as asked_to_stop:
         runs = table_run.plan(config, table_run.read_data(config, workdir), workdir)
+        scores = table_run.scores_below(workdir)
         works = [
             planned_work(own.config, [own.scan], learned=num_learned(own.workdir)) for own in runs
         ]
@@ -82,11 +83,12 @@ def train_table(config: dict[str, Any], workdir: Path, console: Console) -> None
                     caller = Caller(on_progress, asked_to_stop)
                     outcome = run(own.config, [own.scan], own.workdir, caller)
                 failed += [own.name] if outcome.failed else []
-                scores = table_run.scores_below(workdir)
-                write_csv(workdir / "metrics.csv", scores, label_of(config))
+                scores[own.workdir] = table_run.scores_in(own)
+                rows = [row for folder in sorted(scores) for row in scores[folder]]
+                write_csv(workdir / "metrics.csv", rows, label_of(config))
                 if asked_to_stop() and own is not runs[-1]:
                     raise Stopped(asked_to_stop())
-    console.print(scores_table(scores, {own.name: tasks_of(own.config) for own in runs}))
+    console.print(scores_table(rows, {own.name: tasks_of(own.config) for own in runs}))
     if failed:
         console.print(f"diverged or collapsed: {', '.join(failed)}; see their fits.csv")
     if len(failed) == len(runs) or (failed and config["strict"]):

@@ -122,16 +122,24 @@ def _folder(workdir: Path, scan: Scan) -> Path:
     return workdir / PATIENTS / scan.patient / scan.image
 
 
-def scores_below(workdir: Path) -> list[Score]:
-    """The scores of all runs below a folder, by the names that the table has.
+def scores_below(workdir: Path) -> dict[Path, list[Score]]:
+    """The scores of all runs below a folder, by the runs' folders.
 
     Raises:
       RunError: if a run's files are not what it leaves.
     """
-    scores = []
-    for folder, record, config in _stored(workdir):
-        name, learned = f"{record['patient']}/{record['image']}", num_learned(folder)
-        rows, _ = read_rows(folder, config, [name], learned) if learned else ([], [])
-        own = name_in_table(record["patient"], record["image"])
-        scores += [row._replace(patient=own) for row in rows]
-    return scores
+    return {folder: _scores(folder, *stored) for folder, *stored in _stored(workdir)}
+
+
+def scores_in(own: OwnRun) -> list[Score]:
+    """The scores of one run, as `scores_below`."""
+    record = {"patient": own.scan.patient, "image": own.scan.image}
+    return _scores(own.workdir, record, own.config)
+
+
+def _scores(folder: Path, record: Mapping[str, Any], config: Mapping[str, Any]) -> list[Score]:
+    """What a run has scored, by the name that the table has."""
+    name, learned = f"{record['patient']}/{record['image']}", num_learned(folder)
+    rows, _ = read_rows(folder, config, [name], learned) if learned else ([], [])
+    own = name_in_table(record["patient"], record["image"])
+    return [row._replace(patient=own) for row in rows]

@@ -80,13 +80,14 @@ def test_what_was_learned_may_be_deleted_and_is_then_not_measured(folder, tmp_pa
         (folder / name).unlink()
     (own,) = learn(folder, tmp_path / "run", ROWS)
     assert own.scan.missing == {("T1", 0), ("T2", 0)}
-    scores = pd.DataFrame(table_run.scores_below(tmp_path / "run"))
+    scores = pd.DataFrame(table_run.scores_in(own))
     there = set(map(tuple, scores[["image", "trained_task", "evaluated_task"]].to_numpy()))
     assert {("T1", 2, 1), ("T2", 2, 2), ("T1", 3, 3), ("mask", 4, 3), ("rater B", 4, 4)} <= there
     assert not {("T1", 3, 1), ("T2", 3, 2), ("T1", 4, 1)} & there
     assert {"dsc", "dsc_-4", "dsc_17"} == set(scores[scores["image"] == "mask"]["metric"])
     learn(folder, tmp_path / "run", ROWS)  # nothing is left to do
-    assert pd.DataFrame(table_run.scores_below(tmp_path / "run")).equals(scores)
+    (below,) = table_run.scores_below(tmp_path / "run").values()
+    assert pd.DataFrame(below).equals(scores)
 
 
 def test_a_damaged_task_is_not_learned_without_its_files(folder, tmp_path):  # noqa: F811
