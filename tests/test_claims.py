@@ -49,13 +49,36 @@ def write_ewc(workdir, **weights):
             write_run(folder, "domain_expansion", field, "ewc", **given)
 
 
+def write_ewc_of_masks(workdir, **weights):
+    """The same of an image and its mask: by weight, what the image has lost, and the DSC."""
+    for field in ("siren", "finer", "diner"):
+        for weight, (forgotten, dsc) in weights.items():
+
+            def change(*key, forgotten=forgotten, dsc=dsc):
+                *_, patient, trained, evaluated, metric = key
+                lost = forgotten if trained == 2 and evaluated == 1 else 0
+                noise = 0.001 * (COHORT.index(patient) % 5)
+                return 30 - lost + noise if metric == "psnr" else dsc - noise
+
+            given = {"change": change, "patients": COHORT, "weight": float(weight[1:])}
+            folder = workdir / f"cells/signal_expansion-{field}-ewc_{weight}-seed0"
+            write_run(folder, "signal_expansion", field, "ewc", **given)
+
+
 def test_ewc_prevents_forgetting_only_if_one_weight_keeps_the_first_and_learns_the_last(tmp_path):
     weights = {"w1": (12, 0.2), "w100": (5, 4), "w10000": (0.5, 9)}
+    masks = {"w1": (12, 0.99), "w100": (6, 0.9), "w10000": (0.5, 0.8)}
     write_ewc(write_grid(tmp_path / "a", patients=COHORT), **weights)
+    assert judged(tmp_path / "a")["C10"]["verdict"] == "not tested"
+    write_ewc_of_masks(tmp_path / "a", **masks)
     found = judged(tmp_path / "a")["C10"]
     assert found["verdict"] == "holds"
-    assert [value["mean"] for value in found["values"]] == pytest.approx([5, 5, 5], abs=0.05)
-    write_ewc(write_grid(tmp_path / "b", patients=COHORT), **weights | {"w1000": (1, 2)})
+    assert [value["mean"] for value in found["values"]] == pytest.approx([5] * 3 + [6] * 3, abs=0.1)
+    for folder in ("b", "c"):
+        shutil.copytree(tmp_path / "a", tmp_path / folder)
+    write_ewc_of_masks(tmp_path / "c", w1000=(1, 0.9))
+    assert judged(tmp_path / "c")["C10"]["verdict"] == "does not hold"
+    write_ewc(tmp_path / "b", w1000=(1, 2))
     assert judged(tmp_path / "b")["C10"]["verdict"] == "does not hold"
     # The best weight is the same for all patients.
     assert judged(tmp_path / "b")["C10"]["values"][0]["mean"] == pytest.approx(2, abs=0.05)
