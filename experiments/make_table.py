@@ -3,8 +3,8 @@
     python -m experiments.make_table --acdc=/data/ACDC/training --scenario=domain_expansion \\
         --out=scans.csv
 
-`experiments.train --config=configs/sequence.py` learns from it what the scenario's own config does,
-to the bit, with the constants of the scenario's strategy.
+`experiments.train --config=configs/sequence.py:FIELD,STRATEGY,paper` learns from it what the
+scenario's own config does, to the bit, with the constants of the scenario's strategy.
 """
 
 import csv

@@ -53,8 +53,8 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         # Steps after which a task in the middle is saved, at the end of a chunk of 50; 0 saves it
         # only when a signal stops the run, and between batches.
         "checkpoint_every_steps": 0,
-        # Whether a single fit that diverges or collapses, or a patient who is left out, makes the
-        # exit code 1; otherwise only a run without any usable fit does.
+        # Whether one fit that diverges or collapses, or one patient who is left out, makes the exit
+        # code 1; otherwise only a run without any usable fit does.
         "strict": False,
         # Of the matrix products, on hardware that has others: one of MATMUL_PRECISIONS.
         "matmul_precision": "float32",
@@ -66,6 +66,8 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
     )
     if constants:
         config[strategy] = constants
+    if scenario == SEQUENCE:
+        config["mask_factor"] = 1.0  # what the loss of masks is multiplied by, beside the images'
     config["data"] = _data_of_table() if scenario == SEQUENCE else _data_of_root()
     return config
 
@@ -105,7 +107,8 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["scenario"] != SEQUENCE:
         config["data"] = {"dataset": "acdc", "intensity_range": "frames", **config["data"]}
     rates = {"warmup_steps": 0, "schedule": "constant", "muon_rate": 0.0, "later_factor": 1.0}
-    config = rates | {"keep_optimiser": False} | config
+    factor = {"mask_factor": 1.0} if config["scenario"] == SEQUENCE else {}
+    config = rates | factor | {"keep_optimiser": False} | config
     for strategy, constant in (("ewc", "decay"), ("distillation", "ramp")):
         if isinstance(config.get(strategy), Mapping):
             config[strategy] = {constant: 1.0, **config[strategy]}
@@ -244,6 +247,7 @@ def _checks(config: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
         ("warmup_steps", NOT_NEGATIVE),
         ("schedule", one_of(SCHEDULES)),
         ("huber_delta", POSITIVE),
+        ("mask_factor", POSITIVE),
         ("scans_per_batch", batch),
         ("checkpoint_every_steps", NOT_NEGATIVE._replace(wanted="at least 1, or 0 for never")),
         ("matmul_precision", one_of(MATMUL_PRECISIONS)),

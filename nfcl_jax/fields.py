@@ -63,12 +63,13 @@ class CoordinateField(Field):
     """
 
     time_scale: float = 1.0
+    space: int = 3  # the coordinates before the time
 
     def scaled(self, coords: Float[Array, "points axes"]) -> Float[Array, "points axes"]:
         """Coordinates (x, y, z), or (x, y, z, t) with the time scaled."""
-        if self.time_scale == 1 or coords.shape[-1] == 3:
+        if self.time_scale == 1 or coords.shape[-1] == self.space:
             return coords
-        return coords * jnp.array([1, 1, 1, self.time_scale], coords.dtype)
+        return coords * jnp.array([1] * self.space + [self.time_scale], coords.dtype)
 
 
 def symmetric_uniform(bound: float):
@@ -256,7 +257,7 @@ def constants(name: str) -> dict[str, Any]:
     Raises:
       ValueError: if there is no field of that name.
     """
-    given = {"channels", "rows", "parent", "name"}
+    given = {"channels", "rows", "space", "parent", "name"}
     own = [f for f in dataclasses.fields(look_up(FIELDS, "field", name)) if f.name not in given]
     return {f.name: f.default for f in own}
 
@@ -268,13 +269,14 @@ def checks(name: str) -> dict[str, Check]:
     return {constant: known[constant] for constant in constants(name) if constant in known}
 
 
-def create_field(config: Mapping[str, Any], channels: int, rows: int) -> Field:
+def create_field(config: Mapping[str, Any], channels: int, rows: int, space: int = 3) -> Field:
     """The field that `config` names and sets the constants of.
 
     Args:
       config: `name`, one of FIELDS, and that module's constants.
       channels: outputs of the field.
       rows: voxels times frames of the grid; only a table's size depends on it.
+      space: the coordinates of a place, 2 or 3.
 
     Raises:
       ValueError: for a name that is not in FIELDS.
@@ -283,6 +285,8 @@ def create_field(config: Mapping[str, Any], channels: int, rows: int) -> Field:
     module = look_up(FIELDS, "field", given.pop("name"))
     if module.on_grid:
         given["rows"] = rows
+    elif issubclass(module, CoordinateField):
+        given["space"] = space
     return module(channels=channels, **given)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from nfcl_jax.fields import Params
 from nfcl_jax.geometry import Grid
 from nfcl_jax.params import evaluate
-from nfcl_jax.points import VoxelGrid
+from nfcl_jax.points import VoxelGrid, grid_of
 
 UNITS = ("grid", "mm")
 BLOCK = 8192  # points that a field is asked at once
@@ -27,6 +27,8 @@ ON_GRID = 1e-3  # of a voxel: so close to its centre, a coordinate is that voxel
 
 def entries_between(module: nn.Module, params: Params, coords: jax.Array, shape: jax.Array):
     """DINER's table at coordinates (points, axes), linear between the entries around each."""
+    if coords.shape[1] < shape.size:
+        coords = jnp.insert(coords, 2, 0.0, axis=1)  # the only z
     sizes = jnp.roll(shape, 3 - shape.size)  # x, y, z, then the frames
     position = (coords + 1) / 2 * (sizes - 1)
     low = jnp.clip(jnp.floor(position), 0, jnp.maximum(sizes - 2, 0))
@@ -109,7 +111,7 @@ class FittedField:
         self._grid, self._interpolate = grid, interpolate
 
     def __repr__(self) -> str:
-        axes = ", ".join("xyzt"[: len(self.shape)])
+        axes = ", ".join(self._grid.axes)
         return (
             f"{type(self._module).__name__}: ({axes}) in {self.units} to {self.channels} outputs, "
             f"fitted on a grid of {' x '.join(map(str, self.shape))}"
@@ -117,7 +119,8 @@ class FittedField:
 
     def __call__(self, coords: np.ndarray) -> np.ndarray:
         """Raw outputs (points, channels) at coordinates (points, axes): x, y, z, and the time if
-        the scan has frames.
+        the scan has frames. A single slice has no z in units of "grid"; in "mm", points beside it
+        are those of the slice below them.
 
         Raises:
           ValueError: for coordinates of another shape, or for a DINER off its grid, or between its
@@ -158,21 +161,24 @@ class FittedField:
 
     def on_grid(self, axes: Sequence[np.ndarray]) -> np.ndarray:
         """Raw outputs at the product of coordinates along each axis, (x, y, z, channels) or
-        (x, y, z, t, channels). Only the outputs, not the coordinates of all points, are held."""
+        (x, y, z, t, channels), of which z may be no coordinate. Only the outputs, not the
+        coordinates of all points, are held."""
         axes = [np.asarray(axis) for axis in axes]
         sizes = tuple(map(len, axes))
+        coordinates = [a for a in range(len(axes)) if a != 2 or self._grid.space == 3]
         outputs = np.empty((int(np.prod(sizes)), self.channels), np.float32)
         for start in range(0, len(outputs), BLOCK * 32):
             stop = min(start + BLOCK * 32, len(outputs))
             index = np.unravel_index(np.arange(start, stop), sizes)
-            coords = [axis[i] for axis, i in zip(axes, index, strict=True)]
+            coords = [axes[a][index[a]] for a in coordinates]
             outputs[start:stop] = self(np.stack(coords, axis=-1))
         return outputs.reshape(*sizes, self.channels)
 
     def to_grid(self, coords: np.ndarray) -> np.ndarray:
         """Coordinates (points, axes) of this field's units in [-1, 1], in double precision."""
-        coords = self._grid.check(coords)
-        return coords if self.units == "grid" else self._grid.from_mm(coords)
+        if self.units == "grid":
+            return self._grid.check(coords, len(self._grid.axes))
+        return self._grid.from_mm(self._grid.check(coords, len(self.shape)))
 
     def to_mm(self, coords: np.ndarray) -> np.ndarray:
         """Coordinates (points, axes) in [-1, 1] in mm and fractions of the cardiac cycle."""
@@ -197,7 +203,8 @@ class FittedField:
 
     def _voxels(self) -> VoxelGrid:
         times = self._grid.times
-        return VoxelGrid(self._shape(), times and np.array(times, np.float32))
+        times = times and np.array(times, np.float32)
+        return grid_of(self._grid.space, self._shape(), times)
 
     def _shape(self) -> np.ndarray:
         return np.array(self.shape, np.int32)

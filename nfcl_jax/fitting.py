@@ -10,28 +10,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nfcl_jax import metrics
-from nfcl_jax.arguments import (
-    ScanAndMemory,
-    Static,
-    Steps,
-    TaskArrays,
-    TrainState,
-    frames_of,
-)
+from nfcl_jax.arguments import ScanAndMemory, Static, Steps, TaskArrays, TrainState, frames_of
 from nfcl_jax.batching import Programs, compile_for, filled
 from nfcl_jax.curve import points_asked
 from nfcl_jax.errors import InactivePenaltyError
 from nfcl_jax.fields import FIELDS, create_field
 from nfcl_jax.padded import PaddedScan, padded_size, stack_scans
 from nfcl_jax.params import resize_tables
+from nfcl_jax.points import num_space_axes
 from nfcl_jax.records import Fit, Learned, Losses, Partial, PenaltyShare, Score
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import (
-    Task,
-    merge_lessons,
-    num_channels,
-    num_frames,
-)
+from nfcl_jax.scenarios import Task, merge_lessons, num_channels, num_frames
 from nfcl_jax.strategies import FINETUNE
 from nfcl_jax.strategies.base import Strategy
 
@@ -97,6 +86,11 @@ class BatchTask(NamedTuple):
         """Of one frame, padded."""
         return padded_size(max(scan.num_voxels for scan in self.batch))
 
+    @property
+    def space(self) -> int:
+        """The coordinates of a place."""
+        return num_space_axes(self.batch[0].shape)
+
     def resized(self, learned: Learned, rows: int) -> Learned:
         """With tables of so many rows, if the field has one for its grid."""
         on_grid = FIELDS[self.recipe.field["name"]].on_grid
@@ -113,7 +107,7 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
     )
     stop_earlier, whole = num_frames(before) if earlier else 0, recipe.batch_size == 0
     static = Static(
-        field=create_field(recipe.field, num_channels(task.tasks), task.rows),
+        field=create_field(recipe.field, num_channels(task.tasks), task.rows, task.space),
         strategy=strategy,
         learning_rate=recipe.learning_rate * factor,
         muon_rate=recipe.muon_rate * factor,

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 
+from nfcl_jax.points import num_space_axes
+
 MAX_SIZE = 2**15 - 1  # of a NIfTI file along an axis
 
 
@@ -58,7 +60,7 @@ class Grid:
     """The grid of a scan.
 
     Attributes:
-      shape: (x, y, z), or (frames, x, y, z).
+      shape: (x, y, z), or (frames, x, y, z); a z of one voxel is no coordinate.
       affine: voxel indices along x, y and z to scanner coordinates, 4 x 4, in mm.
       frame_numbers: of the frames, in a cine whose last frame is the last of these.
       times: of the frames of a table's scan, in [-1, 1].
@@ -72,24 +74,34 @@ class Grid:
     time_range: tuple[float, float] = (-1.0, 1.0)
 
     @property
+    def space(self) -> int:
+        """The coordinates of a place, 2 or 3."""
+        return num_space_axes(self.shape)
+
+    @property
+    def axes(self) -> str:
+        """Their letters, and t if there are frames."""
+        return "xyz"[: self.space] + "t" * (len(self.shape) - 3)
+
+    @property
     def sizes(self) -> np.ndarray:
-        """Voxels along x, y and z, then the frames."""
-        return np.array((*self.shape[-3:], *self.shape[:-3]))
+        """Voxels along x, y and z, as far as these are coordinates, then the frames."""
+        return np.array((*self.shape[-3:][: self.space], *self.shape[:-3]))
 
     @property
     def size(self) -> int:
         """All voxels of all frames."""
         return int(np.prod(self.shape))
 
-    def check(self, coords: np.ndarray) -> np.ndarray:
+    def check(self, coords: np.ndarray, axes: int) -> np.ndarray:
         """Coordinates in double precision.
 
         Raises:
           ValueError: unless they are of shape (points, axes).
         """
         coords = np.asarray(coords, np.float64)
-        if coords.ndim != 2 or coords.shape[1] != len(self.shape):
-            raise ValueError(f"expected shape (points, {len(self.shape)}), got {coords.shape}.")
+        if coords.ndim != 2 or coords.shape[1] != axes:
+            raise ValueError(f"expected shape (points, {axes}), got {coords.shape}.")
         return coords
 
     def from_mm(self, coords: np.ndarray) -> np.ndarray:
@@ -108,28 +120,31 @@ class Grid:
         frames that have times, the nearest one, and how far it is."""
         voxels = (coords + 1) / 2 * (self.sizes - 1)
         if self.times is not None:
-            far = coords[:, 3:] - np.array(self.times)
+            far = coords[:, -1:] - np.array(self.times)
             nearest = np.abs(far).argmin(axis=1)
-            voxels[:, 3] = nearest + np.take_along_axis(far, nearest[:, None], axis=1)[:, 0]
+            voxels[:, -1] = nearest + np.take_along_axis(far, nearest[:, None], axis=1)[:, 0]
         return voxels
 
     def flat_index(self, voxels: np.ndarray) -> np.ndarray:
         """Flat indices, in C order over the grid, of whole positions in voxels and frames."""
+        if self.space == 2:
+            voxels = np.insert(voxels, 2, 0, axis=1)
         first_time = np.roll(voxels, len(self.shape) - 3, axis=1)
         return np.ravel_multi_index(tuple(first_time.T), self.shape)
 
     def per_mm(self) -> np.ndarray:
-        """How coordinates in [-1, 1] change with mm and the fraction of the cycle, (axes, axes).
-        An axis of one voxel does not change."""
+        """How coordinates in [-1, 1] change with mm along the scanner's three axes, and with the
+        fraction of the cycle, (axes, len(shape)). An axis of one voxel does not change."""
         sizes = self.sizes
-        per_voxel = np.where(sizes > 1, 2 / np.maximum(sizes - 1, 1), 0.0)
-        matrix = np.zeros((len(sizes), len(sizes)))
-        matrix[:3, :3] = per_voxel[:3, None] * np.linalg.inv(self.affine[:3, :3])
+        per_voxel = np.where(sizes > 1, 2 / np.maximum(sizes - 1, 1), 0.0)[: self.space]
+        matrix = np.zeros((len(sizes), len(self.shape)))
+        own = np.linalg.inv(self.affine[:3, :3])[: self.space]
+        matrix[: self.space, :3] = per_voxel[:, None] * own
         if self.times is not None:
-            matrix[3, 3] = 2 / (self.time_range[1] - self.time_range[0])
-        elif len(sizes) == 4:
+            matrix[-1, -1] = 2 / (self.time_range[1] - self.time_range[0])
+        elif len(self.shape) == 4:
             first, last = self.frame_numbers[0], self.frame_numbers[-1]
-            matrix[3, 3] = 2 * last / (last - first)
+            matrix[-1, -1] = 2 * last / (last - first)
         return matrix
 
     def _first_voxel(self) -> tuple[np.ndarray, np.ndarray]:
@@ -137,5 +152,5 @@ class Grid:
         first = np.where(self.sizes > 1, -1.0, 0.0)
         time = np.zeros(len(self.shape) - 3)
         if self.times is not None:  # where its range begins, which no frame need be at
-            first[3], time = -1.0, [self.time_range[0]]
+            first[-1], time = -1.0, [self.time_range[0]]
         return first, np.append(self.affine[:3, 3], time)

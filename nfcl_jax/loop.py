@@ -14,6 +14,7 @@ from nfcl_jax.fields import FIELDS, create_field
 from nfcl_jax.fitting import BatchTask, Recipe, fit_batch, points_per_step
 from nfcl_jax.padded import scan_key
 from nfcl_jax.params import begun, grow_table, num_output_channels
+from nfcl_jax.points import num_axes
 from nfcl_jax.records import Learned, Partial, Progress, TaskResult
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import Task
@@ -132,7 +133,7 @@ def _with_all_rows(
         own, rows = found.get(scan.name), scan.num_frames * scan.num_voxels
         if own and len(own.params["params"]["table"]) < rows:
             field = create_field(recipe.field, num_output_channels(own.params), rows)
-            fresh = begun(field, None, scan_key(recipe.seed, scan.name), 1, len(scan.shape))
+            fresh = begun(field, None, scan_key(recipe.seed, scan.name), 1, num_axes(scan.shape))
             grown = jax.tree.map(np.asarray, grow_table(own.params, fresh))
             found[scan.name] = own._replace(params=grown)
     return found

@@ -26,13 +26,11 @@ def psnr(target: np.ndarray, prediction: np.ndarray) -> float:
 
 def ssim(target: np.ndarray, prediction: np.ndarray) -> float:
     """Structural similarity (Wang et al., 2004) of (x, y, z) volumes, slice by slice along z with
-    a 7 x 7 window and a data range of 1; the mean over slices."""
+    a 7 x 7 window and a data range of 1; the mean over slices and, of (x, y, z, 3), colours."""
     pairs = zip(np.moveaxis(target, 2, 0), np.moveaxis(prediction, 2, 0), strict=True)
-    return float(
-        np.mean(
-            [structural_similarity(a, b, win_size=SSIM_WINDOW, data_range=1.0) for a, b in pairs]
-        )
-    )
+    how = {"win_size": SSIM_WINDOW, "data_range": 1.0}
+    how["channel_axis"] = -1 if target.ndim == 4 else None
+    return float(np.mean([structural_similarity(a, b, **how) for a, b in pairs]))
 
 
 def dice(target: np.ndarray, prediction: np.ndarray, label: int) -> float:
@@ -147,10 +145,15 @@ def truth(lesson: Lesson, scan: Scan) -> np.ndarray:
 
 def predicted(lesson: Lesson, channels: np.ndarray) -> np.ndarray:
     """What the channels of a lesson's head say, (..., channels) -> (...): the intensity, clipped to
-    [0, 1], or the label of the largest logit."""
+    [0, 1], with the colours of a colour image, or the label of the largest logit."""
     if lesson.head.kind == "image":
-        return np.clip(channels[..., 0], 0, 1)
+        return intensity(np.clip(channels, 0, 1))
     return np.argmax(channels, axis=-1)
+
+
+def intensity(channels: np.ndarray) -> np.ndarray:
+    """An image's channels, of which one needs no axis."""
+    return channels[..., 0] if channels.shape[-1] == 1 else channels
 
 
 def has_diverged(lesson: Lesson, outputs: np.ndarray) -> bool:
@@ -164,7 +167,7 @@ def has_collapsed(lesson: Lesson, scan: Scan, outputs: np.ndarray) -> bool:
     target has, in every channel that varies in the target at all."""
     taught, target = _taught(lesson, outputs), truth(lesson, scan)[list(lesson.frames)]
     if lesson.head.kind == "image":
-        target = target[..., None]
+        target = target.reshape(taught.shape)
     else:
         target = np.eye(lesson.head.num_channels)[target]
         exponentials = np.exp(taught - taught.max(axis=-1, keepdims=True))

@@ -11,6 +11,7 @@ import numpy as np
 
 from nfcl_jax.data.volumes import memory_of_machine
 from nfcl_jax.geometry import MAX_SIZE, resampled, scanner_affine
+from nfcl_jax.metrics import intensity
 from nfcl_jax.scenarios import Head, Task
 from nfcl_jax.storage import write_file
 
@@ -87,7 +88,7 @@ def as_volume(head: Head, channels: np.ndarray, probabilities: bool) -> np.ndarr
     if probabilities:
         return np.asarray(head.as_targets(channels))
     if head.kind == "image":
-        return np.clip(channels[..., 0], 0, 1)
+        return intensity(np.clip(channels, 0, 1))
     classes = np.argmax(channels, axis=-1)
     return np.array(head.labels, np.int32)[classes] if head.labels else classes.astype(np.uint8)
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from nfcl_jax.config import constants_of
 from nfcl_jax.metrics import format_number, metrics_of
-from nfcl_jax.scenarios import Task
+from nfcl_jax.scenarios import Task, tasks_of
 
 
 def overview(
@@ -41,3 +42,14 @@ def overview(
                     row[name] = " → ".join(format_number(metric, value) for value in ends)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def in_words(config: Mapping[str, Any], num_learned: int, num_scans: int) -> str:
+    """A run in a line."""
+    weight = constants_of(config).get("weight")
+    of_weight = f" of weight {weight:g}" if isinstance(weight, int | float) else ""
+    return (
+        f"{config['scenario']}, {config['field']['name']}, {config['strategy']}{of_weight}, seed "
+        f"{config['seed']}, {config['num_steps']} steps of {config['batch_size'] or 'all'} points; "
+        f"{num_learned} of {len(tasks_of(config))} tasks, {num_scans} scans"
+    )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
-from nfcl_jax.points import Points, VoxelGrid, take
+from nfcl_jax.points import Points, VoxelGrid, grid_of, num_space_axes, take
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import Head
 
@@ -17,7 +17,8 @@ from nfcl_jax.scenarios import Head
 class PaddedScan(NamedTuple):
     """One scan, or a batch of them along a leading axis; `grid` is its own, without padding."""
 
-    values: Mapping[str, Shaped[Array, "*batch points"]]  # by the name of a head
+    # By the name of a head; of a colour image with its colours along a last axis.
+    values: Mapping[str, Shaped[Array, "*batch points"]]
     grid: VoxelGrid
     key: Key[Array, "*batch"]
 
@@ -50,10 +51,11 @@ def stack_scans(scans: Sequence[Scan], num_voxels: int, seed: int) -> PaddedScan
     A scan's key comes from the seed and the scan's name alone, never from its place.
     """
 
+    rows = num_voxels * scans[0].num_frames
+
     def flat(volume, dtype):
-        values = np.zeros(num_voxels * len(volume), dtype)
-        values[: volume.size] = volume.ravel()
-        return values
+        own = volume.reshape(-1, *volume.shape[4:])
+        return np.pad(own.astype(dtype), [(0, rows - len(own)), *[(0, 0)] * (own.ndim - 1)])
 
     times = [scan.times for scan in scans] if scans[0].times else None
     types = {"f": np.float32, "u": np.int32}
@@ -63,7 +65,8 @@ def stack_scans(scans: Sequence[Scan], num_voxels: int, seed: int) -> PaddedScan
             name: jnp.stack([flat(scan.values[name], dtype) for scan in scans])
             for name, dtype in heads.items()
         },
-        grid=VoxelGrid(
+        grid=grid_of(
+            num_space_axes(scans[0].shape),
             jnp.array([scan.shape for scan in scans], jnp.int32),
             times and jnp.array(times, jnp.float32),
         ),
@@ -74,5 +77,5 @@ def stack_scans(scans: Sequence[Scan], num_voxels: int, seed: int) -> PaddedScan
 def targets_at(head: Head, scan: PaddedScan, points: Points) -> Float[Array, "points channels"]:
     """What `head` should be at voxels: intensities, or one-hot classes."""
     if head.kind == "image":
-        return take(scan.values[head.name], points)[:, None]
+        return take(scan.values[head.name], points).reshape(-1, head.num_channels)
     return jax.nn.one_hot(take(scan.values[head.name], points), head.num_channels)

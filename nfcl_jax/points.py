@@ -5,8 +5,8 @@ A scan's voxels are numbered by one flat index in C order over its grid: (x, y, 
 static tuples, which lets patients of different shapes share one compiled program.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,39 @@ class VoxelGrid(NamedTuple):
 
     shape: Int[Array, " axes"]
     times: Float[Array, " frames"] | None = None
+    space = 3  # coordinates of a place
 
     @property
     def axes(self) -> int:
         """Of the coordinates of a voxel."""
-        return self.shape.shape[-1]
+        return self.shape.shape[-1] - 3 + self.space
 
     @property
     def num_voxels(self) -> Int[Array, ""]:
         """Of one frame."""
         return jnp.prod(self.shape[-3:])
+
+
+class PixelGrid(VoxelGrid):
+    """The grid of a single slice: x and y alone are coordinates."""
+
+    __slots__ = ()
+    space = 2
+
+
+def num_space_axes(shape: Sequence[int]) -> int:
+    """The coordinates of a place on a grid (..., x, y, z): z is none where there is one slice."""
+    return 3 if shape[-1] > 1 else 2
+
+
+def num_axes(shape: Sequence[int]) -> int:
+    """The coordinates of a voxel on a grid (x, y, z) or (frames, x, y, z)."""
+    return len(shape) - 3 + num_space_axes(shape)
+
+
+def grid_of(space: int, *arrays: Any) -> VoxelGrid:
+    """The grid with so many coordinates of a place."""
+    return (VoxelGrid if space == 3 else PixelGrid)(*arrays)
 
 
 class Points(NamedTuple):
@@ -64,7 +87,8 @@ def take(values: Shaped[Array, "voxels ..."], points: Points) -> Shaped[Array, "
 
 
 def index_to_coords(index: Int[Array, " points"], grid: VoxelGrid) -> Float[Array, "points axes"]:
-    """Coordinates of voxels, one row each: (x, y, z), or (x, y, z, t) on a grid with frames.
+    """Coordinates of voxels, one row each: (x, y, z), or (x, y, z, t) on a grid with frames; of a
+    single slice without z.
 
     Each axis runs from -1 at its first voxel to 1 at its last, but for the frames of a grid that
     has their times; an axis of a single voxel is at 0.
@@ -78,7 +102,7 @@ def index_to_coords(index: Int[Array, " points"], grid: VoxelGrid) -> Float[Arra
         position = jax.lax.rem(index, size)
         positions.insert(0, 2.0 * position / jnp.maximum(size - 1, 1) - jnp.where(size > 1, 1, 0))
         index = jax.lax.div(index, size)
-    time_last = positions[-3:] + positions[:-3]
+    time_last = positions[-3:][: grid.space] + positions[:-3]
     return jnp.stack(time_last, axis=-1).astype(jnp.float32)
 
 
@@ -133,5 +157,6 @@ def sample_coords(
 ) -> Float[Array, "points axes"]:
     """Continuous positions: x, y and z uniform in [-1, 1], the time that of each point's frame."""
     coords = index_to_coords(points.index, grid)
-    space = jax.random.uniform(key, (coords.shape[0], 3), minval=-1.0, maxval=1.0)
-    return coords.at[:, :3].set(space)
+    places = len(coords), grid.space
+    space = jax.random.uniform(key, places, minval=-1.0, maxval=1.0)
+    return coords.at[:, : grid.space].set(space)

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,9 +19,11 @@ from nfcl_jax.config import (
     split_words,
     stored_config,
 )
+from nfcl_jax.data.things import differing_rows
 from nfcl_jax.errors import ConfigError, RunError
 from nfcl_jax.fields import Field, Params, create_field, init_params
 from nfcl_jax.params import num_parameters
+from nfcl_jax.points import num_axes, num_space_axes
 from nfcl_jax.scan import Scan, is_name
 from nfcl_jax.scenarios import SEQUENCE, num_channels, tasks_of
 from nfcl_jax.storage import Label, read_json, write_file
@@ -43,7 +44,7 @@ def describe_scans(
     is left out, with the reasons."""
     channels, records = num_channels(tasks_of(config)), []
     for scan in scans:
-        field = create_field(config["field"], channels, scan.num_frames * scan.num_voxels)
+        abstract = _abstract_of(config, channels, scan.shape)
         records.append(
             {
                 "patient": scan.patient,
@@ -54,12 +55,18 @@ def describe_scans(
                 "affine": scan.affine.tolist(),
                 "intensity_range": scan.intensity_range,
                 "sha256": scan.sha256,
-                "parameters": num_parameters(_abstract(field, len(scan.shape))),
+                "parameters": num_parameters(abstract),
             }
             | ({"times": scan.times} if scan.times else {})
             | dict(scan.source)
         )
     return records + [{"patient": name, "left_out": faults} for name, faults in left_out.items()]
+
+
+def _abstract_of(config: Mapping[str, Any], channels: int, shape: Sequence[int]) -> Params:
+    space = num_space_axes(shape)
+    field = create_field(config["field"], channels, math.prod(shape), space)
+    return _abstract(field, num_axes(shape))
 
 
 @functools.lru_cache
@@ -70,9 +77,7 @@ def _abstract(field: Field, axes: int) -> Params:
 
 def params_like(config: Mapping[str, Any], scan_record: Mapping[str, Any], task: int) -> Params:
     """Shapes and types of the parameters that a task leaves of a scan."""
-    shape = scan_record["shape"]
-    channels = num_channels(tasks_of(config)[:task])
-    return _abstract(create_field(config["field"], channels, math.prod(shape)), len(shape))
+    return _abstract_of(config, num_channels(tasks_of(config)[:task]), scan_record["shape"])
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -235,45 +240,12 @@ def differing_scans(there: list[dict], wanted: list[dict], learned: int = 0) -> 
     if both[0].keys() != both[1].keys():
         return [f"patients = {' instead of '.join(', '.join(own) or 'none' for own in both)}"]
     pairs = [(both[0][name], both[1][name]) for name in both[0]]
-    rows = [line for pair in pairs for line in _differing_rows(*pair, learned)]
+    rows = [line for pair in pairs for line in differing_rows(*pair, learned)]
     early = [key for key in LATER if not any(key in record for record in both[0].values())]
     for record in (record for own in both for record in own.values()):
         for key in early:
             record.pop(key, None)
     return _differences(*both, "patients") + rows
-
-
-def _differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) -> list[str]:
-    """A line for each row of the first `learned` tasks of a table's scan that is not as it was in
-    `there`. In the records is left what must not differ beside them: the grid."""
-    if "rows" not in there or "rows" not in wanted:
-        return []
-    lines, old_and_new = [], [record.pop("rows") for record in (there, wanted)]
-    before, now = ([row for row in own if row["task"] <= learned] for own in old_and_new)
-    for record in (there, wanted):
-        record["grid"] = record["shape"][-3:]
-        for key in ("shape", "frame_numbers", "times", "parameters", "sha256"):
-            record.pop(key, None)
-    if not learned:  # by another first file, maybe
-        for record in (there, wanted):
-            for key in ("grid", "spacing", "affine", "placed"):
-                record.pop(key, None)
-    name = f"patients.{there['patient']}/{there['image']}"
-    for old, new in itertools.zip_longest(before, now):
-        if old is None:
-            lines.append(f"{name}: {_named(new)} is new; a task after {learned} would be right")
-        elif new != old:
-            same = new is not None and _named(old) == _named(new)
-            instead = "another file or range" if same else _named(new) if new else "no such row"
-            lines.append(f"{name}: learned {_named(old)}; the table has {instead}")
-    return lines
-
-
-def _named(row: Mapping[str, Any]) -> str:
-    """What a row teaches, and when."""
-    names = [row[kind]["name"] for kind in ("image", "mask") if kind in row]
-    at = "" if row["time"] is None else f" at {row['time']:g}"
-    return f"{' and '.join(names)}{at} in task {row['task']}"
 
 
 def _differences(there, wanted, name: str) -> list[str]:

@@ -21,8 +21,7 @@ from nfcl_jax.fitting import Recipe, points_per_step
 from nfcl_jax.locks import Stopped
 from nfcl_jax.loop import Hooks, Start, learn
 from nfcl_jax.records import Learned, Progress, TaskResult
-from nfcl_jax.report.results import as_frame, per_patient
-from nfcl_jax.report.tables import summary_of_run
+from nfcl_jax.report.scores import as_frame, per_patient, summary_of_run
 from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import (
     describe_scans,

@@ -14,17 +14,16 @@ import numpy as np
 import pandas as pd
 
 from nfcl_jax import checkpoints, nifti, run_folder, sizes
-from nfcl_jax.config import constants_of, read_config
-from nfcl_jax.data.cohorts import DATASETS, read_scans
+from nfcl_jax.config import read_config
 from nfcl_jax.data.sequence import time_range_of
-from nfcl_jax.errors import DataError
+from nfcl_jax.data.table import Row
+from nfcl_jax.errors import ConfigError
 from nfcl_jax.fields import FIELDS, Params, create_field
 from nfcl_jax.fitted import FittedField
 from nfcl_jax.geometry import Grid, scanner_affine
-from nfcl_jax.metrics import metrics_of
-from nfcl_jax.metrics import score as score_task
+from nfcl_jax.learning import New, learn_next
 from nfcl_jax.nifti import Sampling, as_volume, outputs_of, sampled
-from nfcl_jax.overview import overview
+from nfcl_jax.overview import in_words, overview
 from nfcl_jax.params import num_output_channels
 from nfcl_jax.records import Score
 from nfcl_jax.rows import read_rows
@@ -46,6 +45,7 @@ class Run:
     config: dict[str, Any]
     scans: list[dict[str, Any]]
     tasks: tuple[int, ...]
+    _rows: tuple[Row, ...] = dataclasses.field(default=(), compare=False)  # that `learn` was given
     _metadata: dict[int, Any] = dataclasses.field(default_factory=dict, init=False, compare=False)
 
     @property
@@ -74,25 +74,17 @@ class Run:
         return f"<p><b>{html.escape(str(self.workdir))}</b>: {html.escape(self._what())}</p>{table}"
 
     def _what(self) -> str:
-        config, total = self.config, len(tasks_of(self.config))
-        weight = constants_of(config).get("weight")
-        of_weight = f" of weight {weight:g}" if isinstance(weight, int | float) else ""
-        points = config["batch_size"] or "all"
-        return (
-            f"{config['scenario']}, {config['field']['name']}, {config['strategy']}"
-            f"{of_weight}, seed {config['seed']}, "
-            f"{config['num_steps']} steps of {points} points; {len(self.tasks)} of {total} tasks, "
-            f"{len(self.scans)} scans"
-        )
+        return in_words(self.config, len(self.tasks), len(self.scans))
 
-    def params(self, patient: str, task: int, image: str | None = None) -> Params:
+    def params(
+        self, patient: str | None = None, task: int | None = None, image: str | None = None
+    ) -> Params:
         """One scan's parameters after a task, as numpy arrays, nothing else being read; see `field`
         for the arguments and errors."""
-        return self._params(self._scan(patient, image), task)[1]
+        return self._params(self._scan(patient, image), self._task(task))[1]
 
     def _params(self, scan: dict[str, Any], task: int) -> tuple[dict[str, Any], Params]:
         """A scan's record as the task left it, a table's may have grown since, and parameters."""
-        self._check_task(task)
         if task not in self._metadata:  # takes longer to read than a scan's parameters
             self._metadata[task] = checkpoints.read_metadata(self.workdir, task)
         read = self._metadata[task]
@@ -104,8 +96,8 @@ class Run:
 
     def field(
         self,
-        patient: str,
-        task: int,
+        patient: str | None = None,
+        task: int | None = None,
         image: str | None = None,
         units: str = "grid",
         interpolate: bool = False,
@@ -113,8 +105,8 @@ class Run:
         """One patient's field after a task, as a function of coordinates.
 
         Args:
-          patient: such as "patient001".
-          task: number of the task, from 1.
+          patient: such as "patient001"; may be left out where the run has one.
+          task: number of the task, from 1; the last one that is learned if None.
           image: "cine", "ED" or "ES"; may be left out where the patient has one image.
           units: of the coordinates: "grid", [-1, 1] along each axis, or "mm", scanner coordinates
             in mm and the time as a fraction of the cardiac cycle.
@@ -127,14 +119,46 @@ class Run:
           RunError: if config.json or patients.json are not those of the checkpoint.
           ValueError: for other units.
         """
-        return self._field(*self._params(self._scan(patient, image), task), units, interpolate)
+        read = self._params(self._scan(patient, image), self._task(task))
+        return self._field(*read, units, interpolate)
+
+    def learn(self, image: Any = None, **new: Any) -> "Run":
+        """Learns another image, a mask, or both, from the last checkpoint; see `nfcl_jax.learn`,
+        which begins such a run. What was learned through this object is scored again; what is known
+        from the folder alone is not measured.
+
+        Args:
+          image: as there, on the same grid. None if there is a mask alone.
+          **new:
+            mask: an image of labels, any whole numbers.
+            time: of the scan, within the run's range; that of the last one if None.
+            channel: the name of the modality, "image" if None; of a mask without an image, its
+              name, "mask" if None.
+            intensity_range: which values are 0 and 1; the smallest and the largest if None, and the
+              ends of its type for a picture.
+            spacing: voxel size of an array along its axes, in mm; 1 if None.
+            colour: whether the last axis of an array are three colours.
+            on_progress: called between chunks of steps with a `records.Progress`.
+
+        Returns:
+          The run with the new task; this one if there was nothing new.
+
+        Raises:
+          ConfigError: if the run is another scenario's or a table's.
+          DataError: if the image cannot be used.
+        """
+        if not self._of_table():
+            raise ConfigError(f"{self.workdir}: the tasks of {self.config['scenario']} are fixed.")
+        rows = learn_next(self.workdir, self.config, self._rows, New(image, **new))
+        return open_run(self.workdir, rows)
 
     def _field(self, scan: dict[str, Any], params: Params, units: str, interpolate: bool):
         affine = scanner_affine(np.array(scan["affine"]), scan["spacing"])
         times = scan.get("times") and tuple(scan["times"])
         place = tuple(scan["frame_numbers"]), times, self._time_range()
         grid = Grid(tuple(scan["shape"]), affine, *place)
-        module = create_field(self.config["field"], num_output_channels(params), grid.size)
+        channels = num_output_channels(params)
+        module = create_field(self.config["field"], channels, grid.size, grid.space)
         return FittedField(module, params, grid, units, interpolate)
 
     def to_nifti(
@@ -201,40 +225,18 @@ class Run:
           DataError: if the scan's files cannot be read, or hold another scan.
           KeyError, CheckpointError, RunError: as for `field`.
         """
-        record, data = self._scan(patient, image), self.config["data"]
         if self._of_table():
             raise ValueError("no sizes of a table's fields: files of scans may be gone.")
-        root = Path(root or data["root"] or self.workdir / "phantom")
-        dataset = data["dataset"] if data["root"] else "acdc"
-        scaled_by = data["intensity_range"]
-        scans = read_scans(root, self.config["scenario"], [patient], dataset, scaled_by)
-        (found,) = DATASETS[dataset].find(root, [patient])
-        (scan,) = (s for s in scans if s.image == record["image"])
-        there = run_folder.describe_scans([scan], self.config, {})
-        if differing := run_folder.differing_scans([record], there):
-            raise DataError(
-                "\n  ".join([f"{root}: other scans than those of the run, which has", *differing])
-            )
+        record = self._scan(patient, image)
+        root = Path(root or self.config["data"]["root"] or self.workdir / "phantom")
+        params = self.params(patient, task, image)
+        scan, voxels = sizes.scan_of(record, self.config, root, task)
         tasks = tasks_of(self.config)[:task]
-        frames = num_frames(tasks)
-        index = np.arange(frames * scan.num_voxels)
 
         def score(other: Params) -> dict[str, float]:
-            field = self._field(record, other, "grid", False)
-            outputs = field.at_voxels(index).reshape(frames, *scan.intensities.shape[1:], -1)
-            kept: dict[str, list[float]] = {}
-            for t in tasks:
-                metric = metrics_of(t.head.kind)[0]
-                kept.setdefault(metric, []).append(score_task(t.lessons[0], scan, outputs)[metric])
-            return {metric: float(np.mean(values)) for metric, values in kept.items()}
+            return sizes.kept_scores(self._field(record, other, "grid", False), tasks, scan)
 
-        stored = DATASETS[dataset].stored_voxels
-        voxels = (
-            stored(found, scan.image, scan.frame_numbers[:frames])
-            if stored
-            else scan.intensities[:frames].tobytes()
-        )
-        return pd.DataFrame(sizes.table(self.params(patient, task, image), voxels, score))
+        return pd.DataFrame(sizes.table(params, voxels, score))
 
     def _of_table(self) -> bool:
         return self.config["scenario"] == SEQUENCE
@@ -243,26 +245,29 @@ class Run:
         """Of a table's scans."""
         return time_range_of(self.config["data"].get("time_range", "")) or (-1.0, 1.0)
 
-    def _check_task(self, task: int) -> None:
+    def _task(self, task: int | None) -> int:
+        task = max(self.tasks, default=0) if task is None else task
         if task not in self.tasks:
             raise KeyError(f"no checkpoint of task {task}; there are {list(self.tasks)}")
+        return task
 
-    def _scan(self, patient: str, image: str | None) -> dict[str, Any]:
+    def _scan(self, patient: str | None, image: str | None) -> dict[str, Any]:
         found = [
             scan
             for scan in self.scans
-            if scan["patient"] == patient and image in (None, scan["image"])
+            if patient in (None, scan["patient"]) and image in (None, scan["image"])
         ]
         if len(found) != 1:
             known = ", ".join(f"{scan['patient']}/{scan['image']}" for scan in self.scans)
-            what = f"{patient}/{image}" if image else patient
-            problem = "say which image" if found else "not in this run"
+            what = f"{patient}/{image}" if image else patient or self.workdir
+            problem = "say which scan" if found else "not in this run"
             raise KeyError(f"{what}: {problem}; there are {known}")
         return found[0]
 
 
-def open_run(workdir: str | Path) -> Run:
-    """Opens a run's folder; nothing but its description is read.
+def open_run(workdir: str | Path, rows: tuple[Row, ...] = ()) -> Run:
+    """Opens a run's folder; nothing but its description is read. `rows` are of
+    `learning.learn_next`, which scores what they hold.
 
     Raises:
       FileNotFoundError: if the folder holds no run.
@@ -288,4 +293,4 @@ def open_run(workdir: str | Path) -> Run:
                 f"{config}: unknown {kind} {name!r}; there are {', '.join(known)}. Import the file "
                 "that defines it first."
             )
-    return Run(workdir, given, records, tasks)
+    return Run(workdir, given, records, tasks, rows)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +19,8 @@ class Scan:
       patient: the patient's name, such as "patient001".
       image: which image of the patient: "cine", "ED" or "ES" of ACDC's.
       values: what a head is to answer, by its name, (frames, x, y, z): float32 in [0, 1] of an
-        image, uint8 classes of a mask; one frame for ED and ES.
+        image, uint8 classes of a mask; one frame for ED and ES. A colour image has its three
+        colours along a fifth axis. A z of one voxel is no coordinate of the field.
       frame_numbers: the frames' numbers in the 4D scan, from 1; in a table, in their order.
       spacing: voxel size along x, y and z, in mm.
       affine: voxel indices to scanner coordinates, 4 x 4, in mm.
@@ -71,7 +73,7 @@ class Scan:
     def shape(self) -> tuple[int, ...]:
         """The grid of coordinates: (frame, x, y, z) of a cine, (x, y, z) of a single frame without
         a time."""
-        shape = self._any_values.shape
+        shape = self._any_values.shape[:4]
         return shape[1:] if self.times is None and shape[0] == 1 else shape
 
     @functools.cached_property
@@ -89,7 +91,7 @@ class Scan:
     @property
     def num_voxels(self) -> int:
         """Voxels of one frame."""
-        return self._any_values[0].size
+        return math.prod(self._any_values.shape[1:4])
 
     @property
     def _any_values(self) -> np.ndarray:

@@ -48,17 +48,30 @@ def _identity(outputs):
 
 
 @functools.lru_cache
-def image_head(huber_delta: float, name: str = "image", channel: int = 0) -> Head:
-    """An intensity. Equal arguments give the same object, so that programs compiled for it are
-    found again."""
+def image_head(
+    huber_delta: float, name: str = "image", channel: int = 0, num_channels: int = 1
+) -> Head:
+    """An intensity, or the three colours. Equal arguments give the same object, so that programs
+    compiled for it are found again."""
     loss = functools.partial(losses.huber, delta=huber_delta)
-    return Head(name, "image", channel, 1, loss, _identity)
+    return Head(name, "image", channel, num_channels, loss, _identity)
 
 
-def mask_head(name: str, first_channel: int, num_classes: int, labels: tuple[int, ...] = ()):
-    """The logits of classes, of which a voxel has one."""
-    loss = losses.binary_cross_entropy
+def mask_head(
+    name: str,
+    first_channel: int,
+    num_classes: int,
+    labels: tuple[int, ...] = (),
+    factor: float = 1.0,
+) -> Head:
+    """The logits of classes, of which a voxel has one; `factor` multiplies the loss."""
+    loss = losses.binary_cross_entropy if factor == 1 else _scaled_cross_entropy(factor)
     return Head(name, "mask", first_channel, num_classes, loss, jax.nn.softmax, labels)
+
+
+@functools.lru_cache  # equal functions are one, as those of `image_head`
+def _scaled_cross_entropy(factor: float) -> Callable:
+    return lambda outputs, targets: factor * losses.binary_cross_entropy(outputs, targets)
 
 
 MASK = mask_head("mask", 1, NUM_CLASSES)
@@ -182,14 +195,14 @@ def all_scenarios() -> dict[str, Scenario]:
 
 def tasks_of(config: Mapping[str, Any]) -> tuple[Task, ...]:
     """The tasks of a config: those of its scenario or, for a table of scans, its own."""
-    delta = config["huber_delta"]
+    delta, factor = config["huber_delta"], config.get("mask_factor", 1.0)
     if config["scenario"] != SEQUENCE:
         return SCENARIOS[config["scenario"]].tasks(delta)
     return tuple(
         Task(
             task["name"],
             tuple(
-                Lesson(_stored_head(lesson["head"], delta), tuple(lesson["frames"]))
+                Lesson(_stored_head(lesson["head"], delta, factor), tuple(lesson["frames"]))
                 for lesson in task["lessons"]
             ),
         )
@@ -215,11 +228,11 @@ def describe_tasks(tasks: Iterable[Task]) -> list[dict[str, Any]]:
     ]
 
 
-def _stored_head(stored: Mapping[str, Any], huber_delta: float) -> Head:
+def _stored_head(stored: Mapping[str, Any], huber_delta: float, factor: float) -> Head:
     name, channel = stored["name"], stored["first_channel"]
     if stored["kind"] == "image":
-        return image_head(huber_delta, name, channel)
-    return mask_head(name, channel, stored["num_channels"], tuple(stored["labels"]))
+        return image_head(huber_delta, name, channel, stored["num_channels"])
+    return mask_head(name, channel, stored["num_channels"], tuple(stored["labels"]), factor)
 
 
 def num_channels(tasks: Sequence[Task]) -> int:

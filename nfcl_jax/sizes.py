@@ -1,13 +1,24 @@
 """How many bytes a field takes, and what it keeps of a scan when its weights take fewer."""
 
 import gzip
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nfcl_jax import run_folder
+from nfcl_jax.data.cohorts import DATASETS, read_scans
+from nfcl_jax.errors import DataError
 from nfcl_jax.fields import Params
+from nfcl_jax.fitted import FittedField
+from nfcl_jax.metrics import metrics_of
+from nfcl_jax.metrics import score as score_lesson
+from nfcl_jax.scan import Scan
+from nfcl_jax.scenarios import Task, num_frames, tasks_of
 
 STORAGES = ("float32", "bfloat16", "int8")
 
@@ -75,3 +86,39 @@ def table(
             }
         )
     return rows
+
+
+def scan_of(
+    record: Mapping[str, Any], config: Mapping[str, Any], root: Path, task: int
+) -> tuple[Scan, bytes]:
+    """A scan of a run by its record in patients.json, read again, and the voxels that its field
+    holds after a task as their file stores them.
+
+    Raises:
+      DataError: if its files cannot be read, or hold another scan.
+    """
+    data, patient = config["data"], record["patient"]
+    dataset = data["dataset"] if data["root"] else "acdc"
+    scans = read_scans(root, config["scenario"], [patient], dataset, data["intensity_range"])
+    (found,) = DATASETS[dataset].find(root, [patient])
+    (scan,) = (s for s in scans if s.image == record["image"])
+    there = run_folder.describe_scans([scan], config, {})
+    if differing := run_folder.differing_scans([record], there):
+        raise DataError(
+            "\n  ".join([f"{root}: other scans than those of the run, which has", *differing])
+        )
+    frames, stored_voxels = num_frames(tasks_of(config)[:task]), DATASETS[dataset].stored_voxels
+    if not stored_voxels:
+        return scan, scan.intensities[:frames].tobytes()
+    return scan, stored_voxels(found, scan.image, scan.frame_numbers[:frames])
+
+
+def kept_scores(field: FittedField, tasks: Sequence[Task], scan: Scan) -> dict[str, float]:
+    """What a scan's field scores on tasks, by the first metric of each kind, on average."""
+    shape = (num_frames(tasks), *scan.intensities.shape[1:])
+    outputs = field.at_voxels(np.arange(math.prod(shape))).reshape(*shape, -1)
+    kept: dict[str, list[float]] = {}
+    for task in tasks:
+        metric = metrics_of(task.head.kind)[0]
+        kept.setdefault(metric, []).append(score_lesson(task.lessons[0], scan, outputs)[metric])
+    return {metric: float(np.mean(values)) for metric, values in kept.items()}

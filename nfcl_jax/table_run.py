@@ -49,12 +49,16 @@ def read_data(config: Mapping[str, Any], workdir: Path) -> list[Case]:
     if not table:
         raise ConfigError("config.data.table is empty; a CSV file of scans would be right.")
     times, resample = time_range_of(config["data"]["time_range"]), config["data"]["resample"]
-    reading = Reading(times, resample, config["huber_delta"])
-    cases, faults = read_cases(Path(table), reading, learned_before(workdir))
+    cases, faults = read_cases(Path(table), Reading(times, resample), learned_before(workdir))
+    refuse_faults(faults)
+    return cases
+
+
+def refuse_faults(faults: Mapping[str, list[str]]) -> None:
+    """Raises DataError with all the faults, if there are any."""
     lines = [line for own in faults.values() for line in own]
     if lines:
         raise DataError("\n".join(["the data cannot be used as it is:", *lines]))
-    return cases
 
 
 def learned_before(workdir: Path) -> dict[str, Known]:
@@ -64,21 +68,36 @@ def learned_before(workdir: Path) -> dict[str, Known]:
       RunError: if a run's files are not what it leaves.
     """
     found = {}
-    for folder, record, config in _stored(workdir):
-        learned = num_learned(folder)
-        try:
-            rows = [row for row in record["rows"] if row["task"] <= learned]
-            known = Known({**record, "rows": rows}, tasks_of(config)[:learned])
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{folder}: not a run of a table ({error!r}).") from error
-        if rows:
+    for folder, record, config in stored_runs(workdir):
+        known = known_of(folder, record, config)
+        if known.tasks:
             found[name_in_table(record["patient"], record["image"])] = known
     return found
 
 
-def _stored(workdir: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any]]]:
-    """The folders of the runs below a folder, their scans' records, and configs."""
-    for path in sorted((workdir / PATIENTS).glob("*/*/patients.json")):
+def known_of(folder: Path, record: Mapping[str, Any], config: Mapping[str, Any]) -> Known:
+    """What one run has learned.
+
+    Raises:
+      RunError: if its files are not what it leaves.
+    """
+    learned = num_learned(folder)
+    try:
+        rows = [row for row in record["rows"] if row["task"] <= learned]
+        return Known({**record, "rows": rows}, tasks_of(config)[:learned])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{folder}: not a run of a table ({error!r}).") from error
+
+
+def stored_runs(workdir: Path) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any]]]:
+    """The folders of the runs of a table's fields, `workdir` itself or those below it, their scans'
+    records, and configs.
+
+    Raises:
+      RunError: if a run's files are not what it leaves.
+    """
+    own = [workdir / "patients.json"] if (workdir / "patients.json").exists() else []
+    for path in own or sorted((workdir / PATIENTS).glob("*/*/patients.json")):
         records, config = read_records(path), read_config(path.parent / "config.json")
         if len(records) != 1 or config["scenario"] != SEQUENCE:
             raise RunError(f"{path.parent}: not a run of a table.")
@@ -95,31 +114,36 @@ def plan(config: Mapping[str, Any], cases: Iterable[Case], workdir: Path) -> lis
     if (workdir / "config.json").exists() or (workdir / "cells").exists():
         raise ConfigError(f"{workdir}: holds other runs; another --workdir would be right.")
     runs = []
-    for scan, tasks in cases:
-        own = OwnRun({**config, "tasks": describe_tasks(tasks)}, scan, _folder(workdir, scan))
-        try:
-            check_config(own.config)
-        except ConfigError as error:
-            raise ConfigError(f"{own.name}: {error}") from error
-        refuse_another_run(own.config, describe_scans([scan], own.config, {}), own.workdir)
-        gone = ", ".join(sorted({f"{head} of frame {frame + 1}" for head, frame in scan.missing}))
-        if gone:
-            log.warning("%s: files of what was learned are gone: %s", own.name, gone)
-        needed = STRATEGIES[config["strategy"]].needs_data and num_learned(own.workdir) < len(tasks)
-        if gone and needed:
-            raise ConfigError(
-                f"{own.name}: {config['strategy']} needs earlier data, whose files are gone "
-                f"({gone}); a strategy without them, such as distillation, would be right."
-            )
-        runs.append(own)
-    there = {folder for folder, *_ in _stored(workdir)} - {own.workdir for own in runs}
+    for case in cases:
+        folder = workdir / PATIENTS / case.scan.patient / case.scan.image
+        runs.append(plan_run(config, case, folder))
+        if gone := _gone(case.scan):
+            log.warning("%s: files of what was learned are gone: %s", runs[-1].name, gone)
+    there = {folder for folder, *_ in stored_runs(workdir)} - {own.workdir for own in runs}
     for folder in sorted(there):
         log.warning("%s: no longer in the table; what was learned stays as it is", folder)
     return runs
 
 
-def _folder(workdir: Path, scan: Scan) -> Path:
-    return workdir / PATIENTS / scan.patient / scan.image
+def plan_run(config: Mapping[str, Any], case: Case, workdir: Path) -> OwnRun:
+    """The run of one case in this folder; see `plan` for the errors."""
+    own = OwnRun({**config, "tasks": describe_tasks(case.tasks)}, case.scan, workdir)
+    try:
+        check_config(own.config)
+    except ConfigError as error:
+        raise ConfigError(f"{own.name}: {error}") from error
+    refuse_another_run(own.config, describe_scans([case.scan], own.config, {}), own.workdir)
+    needed = STRATEGIES[config["strategy"]].needs_data and num_learned(workdir) < len(case.tasks)
+    if (gone := _gone(case.scan)) and needed:
+        raise ConfigError(
+            f"{own.name}: {config['strategy']} needs earlier data, which are gone ({gone}); a "
+            "strategy without them, such as distillation, would be right."
+        )
+    return own
+
+
+def _gone(scan: Scan) -> str:
+    return ", ".join(sorted({f"{head} of frame {frame + 1}" for head, frame in scan.missing}))
 
 
 def scores_below(workdir: Path) -> dict[Path, list[Score]]:
@@ -128,7 +152,7 @@ def scores_below(workdir: Path) -> dict[Path, list[Score]]:
     Raises:
       RunError: if a run's files are not what it leaves.
     """
-    return {folder: _scores(folder, *stored) for folder, *stored in _stored(workdir)}
+    return {folder: _scores(folder, *stored) for folder, *stored in stored_runs(workdir)}
 
 
 def scores_in(own: OwnRun) -> list[Score]:

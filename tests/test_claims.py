@@ -8,7 +8,8 @@ from made_up import COHORT, write_grid, write_run
 
 from nfcl_jax.report import claims
 from nfcl_jax.report.report import write_report
-from nfcl_jax.report.results import Scores, finished_runs, load_results, per_patient
+from nfcl_jax.report.results import Scores, finished_runs, load_results
+from nfcl_jax.report.scores import per_patient
 from nfcl_jax.report.verdicts import shown
 
 

@@ -11,15 +11,14 @@ ORDER = [
     "strategies.ewc", "strategies.mas", "strategies.ogd", "strategies",
     "metrics", "arguments", "optimiser", "step", "batching", "fitting", "loop",
     "checkpoints", "partial", "locks",
-    "geometry", "data.volumes", "data.table", "data.things", "data.acdc", "data.phantom",
-    "data.cohorts", "data.sequence", "config",
-    "run_folder", "rows", "fitted", "nifti", "sizes", "overview", "runs",
-    "report.statistics", "report.results", "report.tables", "report.caveats", "report.verdicts",
-    "report.claims",
+    "geometry", "data.volumes", "data.sources", "data.table", "data.things",
+    "data.acdc", "data.phantom", "data.cohorts", "data.sequence", "config",
+    "run_folder", "rows", "run_log", "report.statistics", "report.scores", "runner", "table_run",
+    "recommended", "learning", "fitted", "nifti", "sizes", "overview", "runs", "new_run",
+    "report.results", "report.tables", "report.caveats", "report.verdicts", "report.claims",
     "report.figures", "report.shown", "report.panels", "report.viewer", "report.page",
     "report.report", "report.study",
     "analysis.tangent", "analysis.spectrum", "analysis.forgetting", "analysis.summary",
-    "run_log", "runner", "table_run",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "nfcl_jax"
 

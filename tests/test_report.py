@@ -12,7 +12,8 @@ from nfcl_jax.errors import ReportError
 from nfcl_jax.records import Fit
 from nfcl_jax.report import figures, tables
 from nfcl_jax.report.report import write_report
-from nfcl_jax.report.results import Scores, finished_runs, load_results, per_patient
+from nfcl_jax.report.results import Scores, finished_runs, load_results
+from nfcl_jax.report.scores import per_patient
 from nfcl_jax.report.statistics import mean_interval
 from nfcl_jax.storage import write_csv
 

@@ -83,7 +83,7 @@ def test_files_of_other_grids_times_and_outputs(runs, phantom_root, tmp_path):
         run.to_nifti(task=2, times=3, **where)
     with pytest.raises(ValueError, match=r"must end in \.nii or \.nii\.gz"):
         run.to_nifti("patient001", 2, tmp_path / "m.mha", "ED")
-    with pytest.raises(KeyError, match="say which image"):
+    with pytest.raises(KeyError, match="say which scan"):
         run.to_nifti("patient001", 2, tmp_path / "m.nii")
     with pytest.raises(KeyError, match="not in this run"):
         run.field("patient009", task=2, image="ED")

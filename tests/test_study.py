@@ -14,7 +14,7 @@ from nfcl_jax.config import make_config
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.records import Fit, Score
 from nfcl_jax.report.report import write_report
-from nfcl_jax.report.results import as_frame
+from nfcl_jax.report.scores import as_frame
 from nfcl_jax.report.study import failed_fits, write_study
 from nfcl_jax.report.tables import markdown
 

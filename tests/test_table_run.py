@@ -149,7 +149,7 @@ def test_a_strategy_that_needs_earlier_data_says_that_they_are_gone(
 ):
     learn(folder, tmp_path / "run", ROWS[:1], "siren", strategy)
     (folder / "t1.nii.gz").unlink()
-    with pytest.raises(ConfigError, match=rf"{strategy} needs earlier data, whose files are gone"):
+    with pytest.raises(ConfigError, match=rf"{strategy} needs earlier data, which are gone"):
         learn(folder, tmp_path / "run", ROWS, "siren", strategy)
 
 
@@ -251,7 +251,10 @@ def test_the_papers_experiments_as_tables_are_the_same_to_the_bit(
     assert command(*train, own, *few, *data, f"--workdir={tmp_path / 'own'}").returncode == 0
     make = ["experiments.make_table", f"--acdc={phantom_root}", f"--scenario={scenario}"]
     assert command(*make, "--patients=patient002", f"--out={out}").returncode == 0
-    table = [f"--config=configs/sequence.py:{field},distillation", f"--config.data.table={out}"]
+    table = [
+        f"--config=configs/sequence.py:{field},distillation,paper",
+        f"--config.data.table={out}",
+    ]
     table += [f"--config.distillation.{k}={v}" for k, v in flags.items()]
     table += ["--config.data.time_range=0,3"] if scenario == "domain_expansion" else []
     done = command(*train, *table, *few, f"--workdir={tmp_path / 'table'}")

@@ -1,7 +1,6 @@
 """The scans of a table: each patient's on one grid, with what is to be learned of them in turn."""
 
 import functools
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,21 +9,23 @@ import nibabel as nib
 import numpy as np
 from nibabel.processing import resample_from_to
 
+from nfcl_jax.data import sources
 from nfcl_jax.data.table import File, Row, read_table
 from nfcl_jax.data.things import (
     Found,
     Range,
     Thing,
+    colours_of,
     described,
     heads_of,
     images_of,
     labels_of,
     tasks_of_things,
 )
-from nfcl_jax.data.volumes import Volume, collect, corner_distance, read_volume
+from nfcl_jax.data.volumes import Volume, collect, corner_distance
 from nfcl_jax.errors import ConfigError, DataError
 from nfcl_jax.scan import ONLY, Scan, range_of
-from nfcl_jax.scenarios import Task
+from nfcl_jax.scenarios import Head, Task
 
 SAME_PLACE = 0.5  # of a voxel, between the corners of two grids
 
@@ -50,12 +51,10 @@ class Reading(NamedTuple):
     Attributes:
       time_range: the times that are -1 and 1 for a field.
       resample: whether images on another grid than the patient's first one are resampled to it.
-      huber_delta: of the images' loss.
     """
 
     time_range: Range | None = None
     resample: bool = False
-    huber_delta: float = 1.0
 
 
 class Known(NamedTuple):
@@ -81,14 +80,18 @@ def read_cases(path: Path, reading: Reading, known: Mapping[str, Known] = {}) ->
     for row in read_table(path):
         patients.setdefault(row.patient, []).append(row)
     for patient, rows in patients.items():
-        own = sorted(rows, key=lambda row: (row.task, row.line))
-        patient_reader = _Reader(path, reading, known.get(patient))
-        case = patient_reader.case(own)
-        if case is None:
-            faults[patient] = patient_reader.faults
-        else:
-            cases.append(case)
+        own = read_case(rows, reading, known.get(patient), f"{path}, line ")
+        cases += own.cases
+        faults |= own.faults
     return Cases(cases, faults)
+
+
+def read_case(rows: Sequence[Row], reading: Reading, known: Known | None, where: str = "") -> Cases:
+    """The same for the rows of one patient. Faults begin with `where` and the line or, if it is
+    empty, with the file."""
+    reader = _Reader(where, reading, known)
+    case = reader.case(sorted(rows, key=lambda row: (row.task, row.line)))
+    return Cases([case], {}) if case else Cases([], {rows[0].patient: reader.faults})
 
 
 def time_range_of(words: str) -> tuple[float, float] | None:
@@ -112,10 +115,10 @@ def time_range_of(words: str) -> tuple[float, float] | None:
 class _Reader:
     """Reads one patient's files, and gathers their faults."""
 
-    def __init__(self, table: Path, reading: Reading, known: Known | None):
-        self.table, self.reading, self.known, self.faults = table, reading, known, []
-        self.digest = functools.cache(lambda path: hashlib.sha256(path.read_bytes()).hexdigest())
-        self.volume = functools.lru_cache(maxsize=2)(read_volume)  # rows of a cine come together
+    def __init__(self, where: str, reading: Reading, known: Known | None):
+        self.where, self.reading, self.known, self.faults = where, reading, known, []
+        self.digest = functools.cache(sources.digest)
+        self.volume = functools.lru_cache(maxsize=2)(sources.read)  # rows of a cine come together
         self.grid: tuple[str, Volume] | None = None
         if known:  # whose voxels do not matter
             record = known.record
@@ -130,14 +133,17 @@ class _Reader:
         found = {thing.place: self.found(thing) for thing in things if not thing.is_gone}
         if self.faults:
             return None
-        labels = labels_of(things, found, self.known.tasks if self.known else (), self.fault)
+        before = self.known.tasks if self.known else ()
+        colours = colours_of(things, found, before, self.fault)
+        if self.faults:
+            return None
+        labels = labels_of(things, found, before, self.fault)
         images, ranges = images_of(things, found, self.fault)
         if self.faults:
             return None
-        heads = heads_of(things, labels, self.reading.huber_delta)
-        shape = len(frames), *self.grid[1].data.shape
+        heads = heads_of(things, labels, colours)
         values = {
-            name: np.zeros(shape, np.uint8 if head.kind == "mask" else np.float32)
+            name: _nothing((len(frames), *self.grid[1].data.shape[:3]), head)
             for name, head in heads.items()
         }
         for place, own in found.items():
@@ -164,7 +170,7 @@ class _Reader:
         return Case(scan, tasks_of_things(things, heads))
 
     def fault(self, row: Row, what: str) -> None:
-        self.faults.append(f"{self.table}, line {row.line}: {what}")
+        self.faults.append(f"{self.where}{row.line}: {what}" if self.where else what)
 
     def times(self, rows: Sequence[Row], frames: Iterable[float | None]):
         """Of the frames, in [-1, 1]; None if the rows have none."""
@@ -210,7 +216,7 @@ class _Reader:
         except DataError as error:
             hint = " A frame of a 4D file would be file.nii.gz#1."
             raise DataError(f"{error}{hint * ('expected 3 dim' in str(error))}") from error
-        whole = range_of(volume.data)
+        whole = volume.range or range_of(volume.data)
         if file.frame:
             count = volume.data.shape[3]
             if file.frame > count:
@@ -224,10 +230,10 @@ class _Reader:
         other, first = self.grid
         if _same_grid(volume, first):
             return Found(volume.data, whole)
-        if not self.reading.resample:
+        if not self.reading.resample or 1 in (volume.data.shape[2], first.data.shape[2]):
             raise DataError(
                 f"{file}: {_described_grid(volume)}; {other} has {_described_grid(first)}. One "
-                "grid, or resample, would be right."
+                "grid, or resample (of volumes), would be right."
             )
         own = nib.Nifti1Image(volume.data, volume.scanner_affine)
         wanted = first.data.shape, first.scanner_affine
@@ -239,11 +245,17 @@ class _Reader:
         return Found(data, whole)
 
 
+def _nothing(shape: tuple[int, ...], head: Head) -> np.ndarray:
+    if head.kind == "mask":
+        return np.zeros(shape, np.uint8)
+    return np.zeros(shape + (head.num_channels,) * (head.num_channels > 1), np.float32)
+
+
 def _same_grid(a: Volume, b: Volume) -> bool:
-    same = a.data.shape == b.data.shape and np.allclose(a.spacing, b.spacing, rtol=0.01)
+    same = a.data.shape[:3] == b.data.shape[:3] and np.allclose(a.spacing, b.spacing, rtol=0.01)
     return same and corner_distance(a, b) <= SAME_PLACE * min(a.spacing)
 
 
 def _described_grid(volume: Volume) -> str:
-    shape = " x ".join(map(str, volume.data.shape))
+    shape = " x ".join(map(str, volume.data.shape[:3]))
     return f"shape {shape}, affine {np.round(volume.scanner_affine, 3).tolist()}"

@@ -4,7 +4,8 @@ One row is one thing to learn. The columns, in any order:
 
     patient   who; "p1/left" and "p1/right" are two fields of one patient
     task      when it is learned, from 1; rows of one task are learned together
-    image     a NIfTI file; "cine.nii.gz#12" is frame 12, from 1, of a 4D file
+    image     a NIfTI file or a picture (PNG, JPEG, TIFF, BMP, WebP); "cine.nii.gz#12" is frame 12,
+              from 1, of a 4D file
     mask      a file of labels, of the same kind; a row has an image, a mask, or both
     time      optional: days, ms or a phase; of all rows of a patient, or of none
     channel   optional: the name of the modality, "image" if empty; of a row without an image, the
@@ -24,6 +25,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from nfcl_jax.data.sources import Source
 from nfcl_jax.data.volumes import check_file
 from nfcl_jax.errors import DataError, first_line
 from nfcl_jax.scan import ONLY, is_name
@@ -41,7 +43,7 @@ WORKBOOKS = {
 class File(NamedTuple):
     """A file, or one frame of it, from 1."""
 
-    path: Path
+    path: Source
     frame: int | None = None
 
     def __str__(self) -> str:

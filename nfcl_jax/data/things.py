@@ -1,11 +1,12 @@
 """What the rows of a table teach, thing by thing: heads, tasks, values."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from nfcl_jax.data.sources import Source
 from nfcl_jax.data.table import File, Row
 from nfcl_jax.scan import range_of, rescaled, scale_intensities
 from nfcl_jax.scenarios import Head, Lesson, Task, image_head, mask_head
@@ -48,7 +49,8 @@ class Thing(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A file's voxels on the patient's grid, and the range of the whole file."""
+    """A file's voxels on the patient's grid, and which values are 0 and 1 by default: the range of
+    the whole file, or of a picture's type."""
 
     data: np.ndarray
     whole: Range
@@ -86,13 +88,37 @@ def labels_of(
     return labels
 
 
+def colours_of(
+    things: Iterable[Thing], found: Mapping[Place, Found], earlier: Iterable[Task], fault: Fault
+) -> dict[str, int]:
+    """How many colours each image has: those of the first one that was learned."""
+    colours: dict[str, int] = {}
+    for lesson in (lesson for task in earlier for lesson in task.lessons):
+        if lesson.head.kind == "image":
+            colours[lesson.head.name] = lesson.head.num_channels
+    for thing in things:
+        if thing.is_gone:
+            continue
+        own = found[thing.place].data.shape[3:] or (1,)
+        if thing.is_mask and own != (1,):
+            fault(thing.row, f"{thing.file}: a mask in colour; grey or a palette would be right.")
+        elif not thing.is_mask and colours.setdefault(thing.name, *own) != own[0]:
+            words = "in colour" if own[0] > 1 else "grey"
+            fault(
+                thing.row,
+                f"{thing.file}: {words}, which the first {thing.name} is not; another channel "
+                "would be right.",
+            )
+    return colours
+
+
 def images_of(
     things: Iterable[Thing], found: Mapping[Place, Found], fault: Fault
 ) -> tuple[dict[Place, np.ndarray], dict[Place, Range]]:
     """Each image by the range of its file, and the ranges; frames of one file are scaled
     together, as those of a cine are."""
     images, ranges, first = {}, {}, {}
-    files: dict[tuple[str, Path, Range | None], list[Thing]] = {}
+    files: dict[tuple[str, Source, Range | None], list[Thing]] = {}
     for thing in (thing for thing in things if not thing.is_mask):
         if thing.is_gone:
             ranges[thing.place] = tuple(thing.known["range"])
@@ -121,9 +147,12 @@ def images_of(
 
 
 def heads_of(
-    things: Iterable[Thing], labels: Mapping[str, np.ndarray], huber_delta: float
+    things: Iterable[Thing],
+    labels: Mapping[str, np.ndarray],
+    colours: Mapping[str, int],
 ) -> dict[str, Head]:
-    """A head for each name, in the order in which they are learned."""
+    """A head for each name, in the order in which they are learned. Their losses' constants are the
+    config's to say, see `scenarios.tasks_of`."""
     heads: dict[str, Head] = {}
     for thing in things:
         if thing.name in heads:
@@ -133,7 +162,7 @@ def heads_of(
             own = tuple(int(label) for label in labels[thing.name])
             heads[thing.name] = mask_head(thing.name, channel, len(own), own)
         else:
-            heads[thing.name] = image_head(huber_delta, thing.name, channel)
+            heads[thing.name] = image_head(1.0, thing.name, channel, colours[thing.name])
     return heads
 
 
@@ -156,7 +185,10 @@ def tasks_of_things(things: Sequence[Thing], heads: Mapping[str, Head]) -> tuple
 
 
 def described(
-    row: Row, things: Iterable[Thing], ranges: Mapping[Place, Range], digest: Callable[[Path], str]
+    row: Row,
+    things: Iterable[Thing],
+    ranges: Mapping[Place, Range],
+    digest: Callable[[Source], str],
 ) -> dict[str, Any]:
     """What is kept of a row: enough to tell whether it is the same, and what 0 and 1 stand for
     in its image."""
@@ -168,6 +200,39 @@ def described(
         if not thing.is_mask:
             described[kind]["range"] = ranges[thing.place]
     return described
+
+
+def differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) -> list[str]:
+    """A line for each row of the first `learned` tasks of a table's scan that is not as it was in
+    `there`. In the records is left what must not differ beside them: the grid."""
+    if "rows" not in there or "rows" not in wanted:
+        return []
+    lines, old_and_new = [], [record.pop("rows") for record in (there, wanted)]
+    before, now = ([row for row in own if row["task"] <= learned] for own in old_and_new)
+    for record in (there, wanted):
+        record["grid"] = record["shape"][-3:]
+        for key in ("shape", "frame_numbers", "times", "parameters", "sha256"):
+            record.pop(key, None)
+    if not learned:  # by another first file, maybe
+        for record in (there, wanted):
+            for key in ("grid", "spacing", "affine", "placed"):
+                record.pop(key, None)
+    name = f"patients.{there['patient']}/{there['image']}"
+    for old, new in itertools.zip_longest(before, now):
+        if old is None:
+            lines.append(f"{name}: {_named(new)} is new; a task after {learned} would be right")
+        elif new != old:
+            same = new is not None and _named(old) == _named(new)
+            instead = "another file or range" if same else _named(new) if new else "no such row"
+            lines.append(f"{name}: learned {_named(old)}; the table has {instead}")
+    return lines
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """What a row teaches, and when."""
+    names = [row[kind]["name"] for kind in ("image", "mask") if kind in row]
+    at = "" if row["time"] is None else f" at {row['time']:g}"
+    return f"{' and '.join(names)}{at} in task {row['task']}"
 
 
 def _listed(labels: np.ndarray) -> str:

@@ -33,16 +33,18 @@ class Volume:
     """An image with its geometry.
 
     Attributes:
-      data: (x, y, z) or (x, y, z, frame).
+      data: (x, y, z) or (x, y, z, frame), or (x, y, 1, 3) of a colour picture.
       spacing: along x, y and z, in mm.
       affine: voxel indices to scanner coordinates, 4 x 4.
       placed: whether the file states its affine; otherwise it is nibabel's guess.
+      range: which values are 0 and 1; None are the smallest and the largest of the file.
     """
 
     data: np.ndarray
     spacing: tuple[float, float, float]
     affine: np.ndarray
     placed: bool
+    range: tuple[float, float] | None = None
 
     @property
     def scanner_affine(self) -> np.ndarray:
@@ -78,7 +80,9 @@ def _missing(path: Path) -> str:
     return f"{path}: missing" + (f"; {others[0]} is there instead." if others else ".")
 
 
-def read_volume(path: Path, dimensions: int, num_frames: int = 1) -> Volume:
+def read_volume(
+    path: Path, dimensions: int, num_frames: int = 1, single_slice: bool = False
+) -> Volume:
     """A NIfTI file with its intensities scaled as its header says, float32.
 
     The spacing is that of pixdim, which ACDC's headers have right where their sform may not.
@@ -87,6 +91,7 @@ def read_volume(path: Path, dimensions: int, num_frames: int = 1) -> Volume:
       path: of the file.
       dimensions: that it must have, 3 or 4.
       num_frames: that a field is fitted to, for the estimate of the memory that takes.
+      single_slice: whether one slice may be all there is; of 2 dimensions, it gets a third of 1.
 
     Raises:
       DataError: if the file is missing, unreadable, of other dimensions, too large for the memory
@@ -104,18 +109,19 @@ def read_volume(path: Path, dimensions: int, num_frames: int = 1) -> Volume:
         unit = OTHER_UNITS.get(int(stored["xyzt_units"]) & 7)
     except Exception as error:  # a damaged header fails in any way
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
+    if single_slice and len(shape) == 2:
+        shape, spacing = (*shape, 1), (*spacing[:2], spacing[2] or 1.0)
     if len(shape) != dimensions or min(shape) < 1:
         raise DataError(f"{path}: expected {dimensions} dimensions, found shape {shape}.")
     if unit:
         raise DataError(f"{path}: its lengths are in {unit}; mm would be right.")
-    _check_geometry(path, shape, spacing)
+    _check_geometry(str(path), shape, spacing, single_slice)
     _check_memory(path, shape, num_frames)
     if math.isinf(slope):  # which nibabel takes for none; NaN is how it writes that
         raise DataError(f"{path}: scl_slope must be finite, found {slope}.")
     if dtype.kind not in "iuf":
         raise DataError(f"{path}: holds {dtype}; real numbers would be right.")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
-        raise DataError(f"{path}: the affine must be finite and invertible, found {affine}.")
+    _check_affine(str(path), affine)
     if offset > MAX_OFFSET:
         raise DataError(
             f"{path}: vox_offset is {offset}; voxels that begin within the first {MAX_OFFSET} "
@@ -127,9 +133,27 @@ def read_volume(path: Path, dimensions: int, num_frames: int = 1) -> Volume:
             data = np.asarray(kind.from_bytes(contents).get_fdata(dtype=np.float32))
     except Exception as error:  # and so do damaged data
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
+    _check_finite(str(path), data)
+    return Volume(data.reshape(shape), spacing, affine, placed)
+
+
+def check_volume(name: str, volume: Volume) -> None:
+    """Raises DataError for an image, of one slice maybe, that no field can be fitted to."""
+    if volume.data.ndim not in (3, 4) or min(volume.data.shape) < 1:
+        raise DataError(f"{name}: expected 2 or 3 dimensions, found shape {volume.data.shape}.")
+    _check_geometry(name, volume.data.shape, volume.spacing, single_slice=True)
+    _check_affine(name, volume.affine)
+    _check_finite(name, volume.data)
+
+
+def _check_affine(name: str, affine: np.ndarray) -> None:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+        raise DataError(f"{name}: the affine must be finite and invertible, found {affine}.")
+
+
+def _check_finite(name: str, data: np.ndarray) -> None:
     if not np.isfinite(data).all():
-        raise DataError(f"{path}: {int((~np.isfinite(data)).sum())} voxels are not finite.")
-    return Volume(data, spacing, affine, placed)
+        raise DataError(f"{name}: {int((~np.isfinite(data)).sum())} voxels are not finite.")
 
 
 def _read_header(path: Path) -> tuple[type[nib.Nifti1Image], nib.Nifti1Header, nib.Nifti1Header]:
@@ -166,14 +190,16 @@ def _read_to_the_end(path: Path, size: int) -> bytearray:
     return contents
 
 
-def _check_geometry(path: Path, shape: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+def _check_geometry(
+    path: str, shape: tuple[int, ...], spacing: tuple[float, ...], single_slice: bool
+) -> None:
     """Raises DataError for a grid that no field can be fitted to, before it is read."""
     if min(shape[:2]) < SSIM_WINDOW:
         raise DataError(
             f"{path}: slices of {shape[0]} x {shape[1]} voxels are smaller "
             f"than the {SSIM_WINDOW} x {SSIM_WINDOW} window of SSIM."
         )
-    if shape[2] < 2:
+    if shape[2] < 2 and not single_slice:
         raise DataError(f"{path}: a single slice; a volume of at least 2 would be right.")
     if max(shape[:2]) > MAX_ASPECT * min(shape[:2]):
         raise DataError(

@@ -17,8 +17,8 @@ from nfcl_jax.report.results import (
     Scores,
     finished_runs,
     load_results,
-    per_patient,
 )
+from nfcl_jax.report.scores import per_patient, score_table
 from nfcl_jax.report.shown import load_shown, runs_of_scan
 from nfcl_jax.report.verdicts import shown
 from nfcl_jax.report.viewer import make_viewer
@@ -58,7 +58,7 @@ def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, An
     scores = Scores(patients)
     claims, notes = judge(scores), caveats(runs, results, unfinished)
     numbers = {
-        "scores": tables.score_table(patients),
+        "scores": score_table(patients),
         "paired": tables.paired_table(patients),
         "continual": tables.continual_table(patients),
     }

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 from nfcl_jax.config import constants_of, read_config
 from nfcl_jax.errors import ReportError
 from nfcl_jax.fields import FIELDS
-from nfcl_jax.records import Fit, Score
+from nfcl_jax.report.scores import KEY, as_frame
 from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import names_of, read_records
 from nfcl_jax.runs import Run, open_run
@@ -121,60 +121,6 @@ def load_results(runs: Iterable[FinishedRun]) -> pd.DataFrame:
         rows = read_rows(run.path, run.config, names, len(run.scenario.tasks(1.0)))
         frames.append(as_frame(run.config, run.strategy, *rows))
     return pd.concat(frames, ignore_index=True)
-
-
-def as_frame(
-    config: Mapping[str, Any], strategy: str, scores: Sequence[Score], fits: Sequence[Fit]
-) -> pd.DataFrame:
-    """The scores of one run.
-
-    Columns: scenario, field, strategy, weight, seed, patient, image, trained_task, evaluated_task,
-    metric, value; and `failed`, whether that field collapsed or diverged in a task up to
-    `trained_task`.
-    """
-    frame = pd.DataFrame(scores)
-    first_failure: dict[tuple[str, str], int] = {}
-    for fit in fits:
-        if fit.collapsed or fit.diverged:
-            name = (fit.patient, fit.image)
-            first_failure[name] = min(fit.task, first_failure.get(name, fit.task))
-    names = zip(frame["patient"], frame["image"], strict=True)
-    frame["failed"] = frame["trained_task"] >= [first_failure.get(n, np.inf) for n in names]
-    weight = constants_of(config).get("weight")
-    run = {
-        "scenario": config["scenario"],
-        "field": config["field"]["name"],
-        "strategy": strategy,
-        "weight": weight if isinstance(weight, int | float) else None,
-        "seed": config["seed"],
-    }
-    return frame.assign(**run)[[*run, *frame.columns]].astype({"weight": float})
-
-
-KEY = ["scenario", "field", "strategy", "trained_task", "evaluated_task", "metric"]
-
-
-def per_patient(results: pd.DataFrame) -> pd.DataFrame:
-    """One row per score and patient: the mean over the patient's images and seeds.
-
-    Columns: KEY, patient, `value`, `worst` of them (0 for one without a score: a diverged fit has
-    nothing to show), `failed` (any of its fits did) and `value_without_failed`, the mean over fits
-    that did not. A patient one of whose scores is NaN has none, but for `value_without_failed`.
-    """
-    frame = results.assign(
-        value_without_failed=results["value"].where(~results["failed"]),
-        worst=results["value"].fillna(0.0),
-    )
-    return (
-        frame.groupby([*KEY, "patient"], sort=False)
-        .agg(
-            value=("value", lambda scores: scores.mean(skipna=False)),
-            worst=("worst", "min"),
-            failed=("failed", "any"),
-            value_without_failed=("value_without_failed", "mean"),
-        )
-        .reset_index()
-    )
 
 
 class Scores:

@@ -7,7 +7,8 @@ import pandas as pd
 
 from nfcl_jax.fields import field_title
 from nfcl_jax.metrics import METRICS, format_number, format_score, metric_title, metrics_of
-from nfcl_jax.report.results import BASELINE, KEY, Scores
+from nfcl_jax.report.results import BASELINE, Scores
+from nfcl_jax.report.scores import KEY, over_patients
 from nfcl_jax.report.statistics import SUMMARIES, gap_closed, mean_interval
 from nfcl_jax.scenarios import SCENARIOS, Scenario
 
@@ -19,48 +20,6 @@ SUMMARY_TITLES = {
     "plasticity": "plasticity",
     "gap_closed": "gap closed, %",
 }
-
-
-def score_table(patients: pd.DataFrame) -> pd.DataFrame:
-    """Each score over patients: mean, sample standard deviation (NaN for fewer than two), 95%
-    interval of the mean; how many patients there are, have the score (a diverged fit has
-    none, nor has the Dice coefficient of a class that is in neither mask), had a failed fit in a
-    task up to the trained one; mean and deviation without the failed fits."""
-    rows = []
-    for key, group in patients.groupby(KEY, sort=False):
-        without = _over_patients(group["value_without_failed"])
-        rows.append(
-            dict(zip(KEY, key, strict=True))
-            | {"patients": len(group)}
-            | _over_patients(group["value"])
-            | {
-                "failed": int(group["failed"].sum()),
-                "mean_without_failed": without["mean"],
-                "std_without_failed": without["std"],
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def summary_of_run(patients: pd.DataFrame) -> pd.DataFrame:
-    """The `score_table` of one run, of every task right after it was learned, and of the first and
-    the last task after the last one."""
-    learned, scored = patients["trained_task"], patients["evaluated_task"]
-    chosen = (learned == scored) | ((learned == learned.max()) & (scored == 1))
-    return score_table(patients[chosen]).sort_values(KEY[-3:], ignore_index=True)
-
-
-def _over_patients(values: pd.Series) -> dict[str, float | int]:
-    present = values.dropna().to_numpy()
-    low, high = mean_interval(present)
-    spread = len(present) > 1 and np.isfinite(present).all()  # a perfect PSNR is infinite
-    return {
-        "scored": len(present),
-        "mean": float(np.mean(present)) if len(present) else np.nan,
-        "std": float(np.std(present, ddof=1)) if spread else np.nan,
-        "low": low,
-        "high": high,
-    }
 
 
 def paired_table(patients: pd.DataFrame) -> pd.DataFrame:
@@ -124,7 +83,7 @@ def continual_table(patients: pd.DataFrame) -> pd.DataFrame:
 
 
 def _row_of_summary(key: dict[str, str], name: str, values: pd.Series) -> dict[str, Any]:
-    return key | {"summary": name, "patients": len(values)} | _over_patients(values)
+    return key | {"summary": name, "patients": len(values)} | over_patients(values)
 
 
 def format_mean(metric: str, mean: float, low: float, high: float, std: float = np.nan) -> str:

@@ -1,0 +1,155 @@
+"""What a row of a table names: a NIfTI file, a picture, or an image in memory."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from PIL import Image, ImageOps
+
+from nfcl_jax.data.volumes import Volume, check_file, check_volume, read_volume
+from nfcl_jax.errors import DataError, first_line
+
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+GREY = ("1", "L", "I", "I;16", "I;16L", "I;16B", "F")  # Pillow's modes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InMemory:
+    """An image in the place of a file's path. `volume` is None where it is kept no longer."""
+
+    name: str
+    volume: Volume | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def exists(self) -> bool:
+        return self.volume is not None
+
+
+Source = Path | InMemory
+
+
+def read(source: Source, dimensions: int) -> Volume:
+    """The image of a source; a single slice has one voxel along z.
+
+    Args:
+      source: where it is.
+      dimensions: that a NIfTI file must have, 3 or 4.
+
+    Raises:
+      DataError: if it cannot be used.
+    """
+    if isinstance(source, InMemory):
+        return source.volume
+    if source.suffix.lower() not in PICTURES:
+        return read_volume(source, dimensions, single_slice=True)
+    if dimensions != 3:
+        raise DataError(f"{source}: a picture has no frames; the name alone would be right.")
+    check_file(source)
+    try:
+        with Image.open(source) as picture:
+            pages = getattr(picture, "n_frames", 1)
+            picture.load()
+    except Exception as error:  # of any kind, as the damage may be
+        raise DataError(f"{source}: not a readable picture ({first_line(error)}).") from error
+    if pages > 1:
+        raise DataError(f"{source}: holds {pages} pictures; a file for each would be right.")
+    return volume_of_picture(picture, str(source))
+
+
+def digest(source: Source) -> str:
+    """SHA-256 of a file, or of the voxels in memory."""
+    if isinstance(source, InMemory):
+        voxels = np.ascontiguousarray(source.volume.data)
+        kind = f"{voxels.dtype} {voxels.shape}".encode()
+        return hashlib.sha256(kind + voxels.tobytes()).hexdigest()
+    return hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+def volume_of_picture(picture: Image.Image, name: str) -> Volume:
+    """A picture as a single slice with pixels of 1 mm: x to the right, y downwards, its colours, if
+    it has any, along a fourth axis. 0 and 1 are the ends of its type, as 0 and 255.
+
+    Raises:
+      DataError: if it has transparent pixels or other colours than red, green and blue, or is too
+        small.
+    """
+    picture = ImageOps.exif_transpose(picture)  # as cameras mean it
+    if picture.mode in ("P", "PA"):
+        colours = picture.convert("RGBA")
+        grey = all(len(set(colour[:3])) == 1 for _, colour in colours.getcolors(2**24))
+        picture = colours.convert("LA") if grey else colours
+    if picture.mode in ("LA", "RGBA"):
+        if picture.getchannel("A").getextrema()[0] < 255:
+            raise DataError(f"{name}: has transparent pixels; none would be right.")
+        picture = picture.convert(picture.mode[:-1])
+    if picture.mode not in (*GREY, "RGB"):
+        raise DataError(f"{name}: its colours are {picture.mode}; RGB or grey would be right.")
+    pixels = np.asarray(picture)
+    largest = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else None
+    if pixels.dtype == bool:
+        largest = 1
+    data = np.moveaxis(pixels, 0, 1)[:, :, None].astype(np.float32)
+    volume = Volume(
+        data, (1.0, 1.0, 1.0), np.eye(4), placed=False, range=largest and (0.0, float(largest))
+    )
+    check_volume(name, volume)
+    return volume
+
+
+def in_memory(
+    image: Any, name: str, spacing: Sequence[float] | None = None, colour: bool | None = None
+) -> InMemory:
+    """An image that a caller has.
+
+    Args:
+      image: a numpy array (x, y) or (x, y, z), of a colour image (x, y, 3); a nibabel image, or a
+        Pillow picture.
+      name: for messages.
+      spacing: voxel size of an array along its axes, in mm; 1 if None.
+      colour: whether an array's last axis of three are colours; it must be said of such an array.
+
+    Raises:
+      DataError: if it cannot be used.
+    """
+    if isinstance(image, Image.Image):
+        return InMemory(name, volume_of_picture(image, name))
+    if isinstance(image, nib.spatialimages.SpatialImage):
+        shape = image.shape + (1,) * (len(image.shape) == 2)
+        own, header = np.asarray(image.get_fdata(dtype=np.float32)).reshape(shape), image.header
+        placed = not isinstance(header, nib.Nifti1Header) or bool(
+            header["sform_code"] or header["qform_code"]
+        )
+        sizes = [*map(float, header.get_zooms()[:3]), 1.0][:3]
+        volume = Volume(own, tuple(sizes), np.asarray(image.affine), placed)
+    else:
+        volume = _volume_of_array(np.asarray(image), name, spacing, colour)
+    check_volume(name, volume)
+    return InMemory(name, volume)
+
+
+def _volume_of_array(
+    array: np.ndarray, name: str, spacing: Sequence[float] | None, colour: bool | None
+) -> Volume:
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{name}: holds {array.dtype}; real numbers would be right.")
+    if array.ndim == 3 and array.shape[2] == 3 and colour is None:
+        raise DataError(
+            f"{name}: shape {array.shape} may be a colour image or a volume of "
+            f"3 slices; colour=True or colour=False would be right."
+        )
+    if array.ndim not in (2, 3) or (colour and array.shape[2:] != (3,)):
+        wanted = "(x, y, 3)" if colour else "(x, y) or (x, y, z)"
+        raise DataError(f"{name}: shape {array.shape}; {wanted} would be right.")
+    if array.ndim == 2 or colour:
+        array = array[:, :, None]
+    sizes = [1.0] * 3 if spacing is None else [*map(float, spacing), 1.0][:3]
+    with np.errstate(over="ignore"):
+        voxels = np.array(array, np.float32)
+    bytes_of_colour = (0.0, 255.0) if colour and array.dtype == np.uint8 else None
+    return Volume(voxels, tuple(sizes), np.diag([*sizes, 1.0]), False, bytes_of_colour)

@@ -1,0 +1,56 @@
+"""The steps that forget least, as found on real patients: docs/strategies.md."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Recipe(NamedTuple):
+    """Of a field that takes coordinates.
+
+    Attributes:
+      muon_rate: in the first task.
+      later_factor: what it and Adam's rate are multiplied by from the second frame on.
+      time_scale: of the frames.
+      weight: of distillation while frames are learned.
+      mask_weight: and while a mask is.
+    """
+
+    muon_rate: float
+    later_factor: float
+    time_scale: float
+    weight: int
+    mask_weight: int
+
+
+RECIPES = {
+    "pe_relu": Recipe(2e-2, 0.1, 1.0, 4, 200),
+    "siren": Recipe(3.5e-3, 0.22, 0.1, 7, 2000),
+    "finer": Recipe(5e-3, 0.13, 0.1, 10, 2000),
+}
+DINER_WEIGHT, DINER_MASK_WEIGHT = 4, 10
+SCHEDULE = {"schedule": "cosine", "warmup_steps": 50}
+DINER = {"keep_optimiser": True}
+COORDINATES = {"learning_rate": 2e-3, "batch_size": 3456}  # fewer, to pay for what Muon costs
+
+
+def recommended(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a table of scans with the recipe of its field, if there is one. Images and
+    masks are learned in any order, so it is the masks' loss that is weighed, by the ratio of the
+    two weights."""
+    config = copy.deepcopy(dict(config)) | SCHEDULE
+    own = RECIPES.get(config["field"]["name"])
+    weight, mask_weight = DINER_WEIGHT, DINER_MASK_WEIGHT
+    if own:
+        config |= COORDINATES | {"muon_rate": own.muon_rate, "later_factor": own.later_factor}
+        config["field"]["time_scale"] = own.time_scale
+        weight, mask_weight = own.weight, own.mask_weight
+    elif config["field"]["name"] == "diner":
+        config |= DINER
+    else:
+        return config
+    config["mask_factor"] = weight / mask_weight
+    constants = config.get(config["strategy"], {})
+    if config["strategy"] in ("distillation", "joint", "replay"):
+        constants["weight"] = float(weight)
+    return config

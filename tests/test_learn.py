@@ -1,0 +1,149 @@
+"""`nfcl_jax.learn`: one image after the other, from Python, by the same engine."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from test_sequence import AFFINE, PLACES, SHAPE
+from test_table_run import config_of, same
+from test_table_run import learn as learn_table
+
+import nfcl_jax
+from nfcl_jax.checkpoints import load_all
+from nfcl_jax.errors import ConfigError, DataError
+from nfcl_jax.recommended import RECIPES
+
+FEW = {"num_steps": 6, "batch_size": 64, "field.width": 16, "field.depth": 2}
+FIRST, SECOND = PLACES[..., 0].astype("f4"), (PLACES[..., 1] ** 2).astype("f4")
+LABELS = np.where(PLACES[..., 2] > 0, 7, 0)
+
+
+def learn(workdir, image=FIRST, settings=FEW, **more):
+    return nfcl_jax.learn(image, workdir=workdir, settings=settings, **more)
+
+
+def tasks(run):
+    return [(task["name"], len(task["lessons"])) for task in run.config["tasks"]]
+
+
+def test_an_image_is_fitted_and_others_are_added(tmp_path):
+    run = learn(tmp_path, time_range=(0, 730))
+    assert tasks(run) == [("image at 0", 1)] and run.tasks == (1,)
+    run = run.learn(SECOND, time=365)
+    run = run.learn(SECOND, channel="FLAIR")
+    run = run.learn(mask=LABELS, time=0, channel="lesions")
+    names = ["image at 0", "image at 365", "FLAIR at 365", "lesions at 0"]
+    assert [name for name, _ in tasks(run)] == names
+    kept = run.scores
+    assert set(kept[kept["trained_task"] == 4]["evaluated_task"]) == {1, 2, 3, 4}
+    assert {"dsc_7", "psnr"} <= set(kept["metric"])
+    field = run.field(units="mm")
+    assert field(np.array([[3.0, 2.0, 1.0, 365.0]])).shape == (1, 4)
+    path = run.to_nifti("scan", 4, tmp_path / "lesions.nii.gz", output="lesions")
+    assert set(np.unique(nib.load(path).dataobj)) <= {0, 7}
+
+
+def test_the_folder_is_all_that_is_needed_to_go_on(tmp_path):
+    """And what is known from it alone is not measured."""
+    learn(tmp_path / "a").learn(SECOND, time=0.5)
+    learn(tmp_path / "b")
+    run = nfcl_jax.open_run(tmp_path / "b").learn(SECOND, time=0.5)
+    own = [load_all(tmp_path / name, 2)["scan/scan"] for name in "ab"]
+    assert same(*own)
+    after = run.scores[run.scores["trained_task"] == 2]
+    assert set(after["evaluated_task"]) == {2}
+
+
+def test_what_is_learned_is_not_learned_again(tmp_path):
+    run = learn(tmp_path)
+    again = learn(tmp_path)
+    assert again.tasks == run.tasks == (1,)
+    with pytest.raises(DataError, match="image at 0 was learned in task 1, from other values"):
+        learn(tmp_path, SECOND)
+    assert learn(tmp_path, SECOND, time=1).tasks == (1, 2)
+    assert learn(tmp_path, SECOND, time=1).tasks == (1, 2)
+    with pytest.raises(DataError, match="image was learned already; the rest alone would be righ"):
+        learn(tmp_path, FIRST, time=0, mask=LABELS)
+
+
+def test_an_interrupted_task_is_learned_by_the_same_call(tmp_path):
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    run = learn(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run.learn(SECOND, time=1, on_progress=stop)
+    run = run.learn(SECOND, time=1)
+    assert run.tasks == (1, 2)
+    assert same(
+        load_all(tmp_path, 2)["scan/scan"],
+        load_all(learn(tmp_path / "b").learn(SECOND, time=1).workdir, 2)["scan/scan"],
+    )
+
+
+def test_the_engine_is_that_of_a_table(tmp_path):
+    """The same values, by files and by arrays, are the same field to the bit."""
+    rows = ["scan,1,one.nii.gz,,0,,", "scan,2,two.nii.gz,,365,,", "scan,3,,mask.nii.gz,0,,"]
+    for name, values in (("one", FIRST), ("two", SECOND), ("mask", LABELS.astype("i2"))):
+        nib.save(nib.Nifti1Image(values, AFFINE), tmp_path / f"{name}.nii.gz")
+    (own,) = learn_table_as_scan(tmp_path, rows)
+    settings = {k: v for k, v in FEW.items() if k not in ("num_steps", "batch_size")}
+    paper = {"muon_rate": 0.0, "learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 0}
+    paper |= {"later_factor": 1.0, "field.time_scale": 1.0, "mask_factor": 1.0}
+    paper |= {"distillation.weight": 10.0, "num_steps": 12, "batch_size": 64}
+    run = learn(tmp_path / "b", nib.Nifti1Image(FIRST, AFFINE), settings | paper,
+                time_range=(0, 730))  # fmt: skip
+    run = run.learn(nib.Nifti1Image(SECOND, AFFINE), time=365)
+    run = run.learn(mask=nib.Nifti1Image(LABELS.astype("i2"), AFFINE), time=0)
+    for task in (1, 2, 3):
+        theirs = load_all(own.workdir, task)["scan/scan"]
+        assert same(theirs, load_all(tmp_path / "b", task)["scan/scan"])
+
+
+def learn_table_as_scan(files, rows):
+    return learn_table(files, files / "a", rows)
+
+
+def test_the_recommended_recipe_is_the_default(tmp_path):
+    config = learn(tmp_path).config
+    assert config["muon_rate"] == RECIPES["siren"].muon_rate
+    assert config["distillation"]["weight"] == RECIPES["siren"].weight
+    assert config["mask_factor"] == pytest.approx(7 / 2000)
+
+
+def test_pictures_and_fields_without_time(tmp_path):
+    picture = Image.fromarray((np.arange(180).reshape(12, 15)).astype(np.uint8))
+    path = tmp_path / "p.png"
+    picture.save(path)
+    run = learn(tmp_path / "r", str(path), time_range=None, field="finer")
+    assert run.field().shape == (15, 12, 1) and run.field()(np.zeros((1, 2))).shape == (1, 1)
+    run = run.learn(picture, channel="again")
+    assert run.field().channels == 2
+    with pytest.raises(DataError, match="a time needs a time_range"):
+        run.learn(picture, time=3)
+
+
+def test_bad_calls_say_what_would_be_right(tmp_path, runs):
+    with pytest.raises(DataError, match="neither an image nor a mask"):
+        learn(tmp_path, None)
+    with pytest.raises(ConfigError, match="settings: a run has no 'steps'"):
+        learn(tmp_path, settings={"steps": 3})
+    with pytest.raises(ConfigError, match="num_steps must be"):
+        learn(tmp_path, settings={"num_steps": 0})
+    with pytest.raises(DataError, match="one grid, or resample"):
+        learn(tmp_path).learn(FIRST[1:], time=1)
+    with pytest.raises(DataError, match="time 3 is beyond the time_range 0,1"):
+        learn(tmp_path).learn(FIRST, time=3)
+    with pytest.raises(ConfigError, match="seed"):
+        learn(tmp_path, settings=FEW | {"seed": 4})
+    paper = nfcl_jax.open_run(runs("domain_expansion", "siren", "finetune"))
+    with pytest.raises(ConfigError, match="the tasks of domain_expansion are fixed"):
+        paper.learn(FIRST)
+
+
+def test_a_run_of_a_table_learns_by_its_table(tmp_path):
+    nib.save(nib.Nifti1Image(FIRST, AFFINE), tmp_path / "one.nii.gz")
+    (own,) = learn_table(tmp_path, tmp_path / "a", ["p,1,one.nii.gz,,0,,"])
+    with pytest.raises(ConfigError, match=r"scans\.csv; a row there would be right"):
+        nfcl_jax.open_run(own.workdir).learn(SECOND, time=1)
+    assert config_of and SHAPE
