@@ -14,6 +14,7 @@ from nfcl_jax.errors import ConfigError, DataError
 from nfcl_jax.locks import locked
 from nfcl_jax.recommended import recommended
 from nfcl_jax.records import Progress
+from nfcl_jax.run_folder import refuse_another_run
 from nfcl_jax.runner import Caller, run
 from nfcl_jax.scenarios import SEQUENCE
 from nfcl_jax.table_run import known_of, plan_run, refuse_faults, stored_runs
@@ -28,9 +29,9 @@ class New(NamedTuple):
 
     image: Any = None
     mask: Any = None
-    time: float | None = None
+    time: float | int | None = None
     channel: str | None = None
-    intensity_range: tuple[float, float] | None = None
+    intensity_range: tuple[float | int, float | int] | None = None
     spacing: Sequence[float] | None = None
     colour: bool | None = None
     on_progress: Callable[[Progress], None] = lambda progress: None
@@ -39,7 +40,7 @@ class New(NamedTuple):
 def config_of(
     field: str,
     strategy: str,
-    time_range: tuple[float, float] | None,
+    time_range: tuple[float | int, float | int] | None,
     resample: bool,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -89,6 +90,8 @@ def learn_next(
     with locked(workdir):
         stored = next(stored_runs(workdir), None)
         known = known_of(*stored) if stored else None
+        if stored:
+            refuse_another_run({**config, "tasks": stored[2].get("tasks", [])}, None, workdir)
         rows = _rows_before(known.record["rows"] if known else [], held)
         row = _row_of(new, rows, config)
         if _is_learned(row, known.record["rows"] if known else []):

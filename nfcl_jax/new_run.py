@@ -15,7 +15,7 @@ def learn(
     workdir: str | Path,
     field: str = "siren",
     strategy: str = "distillation",
-    time_range: tuple[float, float] | None = (0.0, 1.0),
+    time_range: tuple[float | int, float | int] | None = (0, 1),
     resample: bool = False,
     settings: Mapping[str, Any] = MappingProxyType({}),
     **new: Any,

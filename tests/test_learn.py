@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from test_sequence import AFFINE, PLACES, SHAPE
-from test_table_run import config_of, same
+from test_sequence import AFFINE, PLACES
 from test_table_run import learn as learn_table
+from test_table_run import same
 
 import nfcl_jax
 from nfcl_jax.checkpoints import load_all
@@ -86,7 +86,7 @@ def test_the_engine_is_that_of_a_table(tmp_path):
     rows = ["scan,1,one.nii.gz,,0,,", "scan,2,two.nii.gz,,365,,", "scan,3,,mask.nii.gz,0,,"]
     for name, values in (("one", FIRST), ("two", SECOND), ("mask", LABELS.astype("i2"))):
         nib.save(nib.Nifti1Image(values, AFFINE), tmp_path / f"{name}.nii.gz")
-    (own,) = learn_table_as_scan(tmp_path, rows)
+    (own,) = learn_table(tmp_path, tmp_path / "a", rows)
     settings = {k: v for k, v in FEW.items() if k not in ("num_steps", "batch_size")}
     paper = {"muon_rate": 0.0, "learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 0}
     paper |= {"later_factor": 1.0, "field.time_scale": 1.0, "mask_factor": 1.0}
@@ -98,10 +98,6 @@ def test_the_engine_is_that_of_a_table(tmp_path):
     for task in (1, 2, 3):
         theirs = load_all(own.workdir, task)["scan/scan"]
         assert same(theirs, load_all(tmp_path / "b", task)["scan/scan"])
-
-
-def learn_table_as_scan(files, rows):
-    return learn_table(files, files / "a", rows)
 
 
 def test_the_recommended_recipe_is_the_default(tmp_path):
@@ -130,7 +126,7 @@ def test_bad_calls_say_what_would_be_right(tmp_path, runs):
         learn(tmp_path, settings={"steps": 3})
     with pytest.raises(ConfigError, match="num_steps must be"):
         learn(tmp_path, settings={"num_steps": 0})
-    with pytest.raises(DataError, match="one grid, or resample"):
+    with pytest.raises(DataError, match="One grid, or resample"):
         learn(tmp_path).learn(FIRST[1:], time=1)
     with pytest.raises(DataError, match="time 3 is beyond the time_range 0,1"):
         learn(tmp_path).learn(FIRST, time=3)
@@ -146,4 +142,3 @@ def test_a_run_of_a_table_learns_by_its_table(tmp_path):
     (own,) = learn_table(tmp_path, tmp_path / "a", ["p,1,one.nii.gz,,0,,"])
     with pytest.raises(ConfigError, match=r"scans\.csv; a row there would be right"):
         nfcl_jax.open_run(own.workdir).learn(SECOND, time=1)
-    assert config_of and SHAPE
