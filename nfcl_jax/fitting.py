@@ -20,7 +20,7 @@ from nfcl_jax.params import resize_tables
 from nfcl_jax.points import num_space_axes
 from nfcl_jax.records import Fit, Learned, Losses, Partial, PenaltyShare, Score
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import Task, merge_lessons, num_channels, num_frames
+from nfcl_jax.scenarios import Task, heads_of, merge_lessons, num_channels, num_frames
 from nfcl_jax.strategies import FINETUNE
 from nfcl_jax.strategies.base import Strategy
 
@@ -36,7 +36,7 @@ class Recipe(NamedTuple):
       strategy: used from the second task on.
       learning_rate: of Adam.
       muon_rate: of Muon, for the layers' matrices; 0 leaves them to Adam.
-      later_factor: what both are multiplied by from the second task on.
+      later_factor: what both are multiplied by in a task that teaches no new output.
       keep_optimiser: whether its moments go on from one task to the next.
       warmup_steps: of each task, in which the rate grows to its value.
       schedule: of the rate after that, one of `config.SCHEDULES`.
@@ -101,7 +101,8 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
     """What the compiled programs take to fit a batch to its task; see `step`."""
     *before, new = task.tasks
     recipe, largest = task.recipe, max(scan.num_voxels for scan in task.batch)
-    strategy, factor = (recipe.strategy, recipe.later_factor) if before else (FINETUNE, 1.0)
+    strategy = recipe.strategy if before else FINETUNE
+    factor = recipe.later_factor if before and heads_of([new]) <= heads_of(before) else 1.0
     previous, earlier = (
         merge_lessons(tasks) if strategy.acts else () for tasks in (before[-1:], before)
     )

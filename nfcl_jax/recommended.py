@@ -10,7 +10,7 @@ class Recipe(NamedTuple):
 
     Attributes:
       muon_rate: in the first task.
-      later_factor: what it and Adam's rate are multiplied by from the second frame on.
+      later_factor: what it and Adam's rate are multiplied by in a task without new outputs.
       time_scale: of the frames.
       weight: of distillation while frames are learned.
       mask_weight: and while a mask is.

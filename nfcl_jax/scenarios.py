@@ -245,6 +245,11 @@ def num_frames(tasks: Sequence[Task]) -> int:
     return max((task.frames[-1] + 1 for task in tasks), default=0)
 
 
+def heads_of(tasks: Iterable[Task]) -> set[Head]:
+    """All heads that `tasks` taught."""
+    return {lesson.head for task in tasks for lesson in task.lessons}
+
+
 def merge_lessons(tasks: Iterable[Task]) -> tuple[Lesson, ...]:
     """Each head that `tasks` taught, with all frames on which they did."""
     frames: dict[Head, set[int]] = {}
