@@ -4,14 +4,15 @@ A metric is added by an entry in METRICS: a function of two volumes, and how tab
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import surface_distance
 from skimage.metrics import structural_similarity
 
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import Head, Lesson
+from nfcl_jax.scenarios import Lesson
 
 SSIM_WINDOW = 7  # voxels: a slice must be as large to be scored
 COLLAPSED_CONTRAST = 0.01
@@ -46,6 +47,23 @@ def mean_dice(target: np.ndarray, prediction: np.ndarray, background: int = 0) -
     present = np.union1d(target, prediction).tolist()
     scores = [dice(target, prediction, int(label)) for label in present if label != background]
     return float(np.mean(scores)) if scores else float("nan")
+
+
+def surface_scores(
+    target: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]
+) -> tuple[float, float]:
+    """How far the surfaces of two boolean volumes (x, y, z), or their outlines in a single slice,
+    are apart, by the library `surface-distance` (Nikolov et al., JMIR 2021): the 95th percentile of
+    the Hausdorff distance in mm, the lower the better, and the surface Dice coefficient with a
+    tolerance of the smallest side of a voxel. Infinite and 0 if one is empty, NaN if both are.
+    """
+    if not (target.any() or prediction.any()):
+        return float("nan"), float("nan")
+    if target.shape[2] == 1:
+        target, prediction, spacing = target[..., 0], prediction[..., 0], spacing[:2]
+    distances = surface_distance.compute_surface_distances(target, prediction, spacing)
+    nsd = surface_distance.compute_surface_dice_at_tolerance(distances, min(spacing))
+    return float(surface_distance.compute_robust_hausdorff(distances, 95)), float(nsd)
 
 
 class Metric(NamedTuple):
@@ -110,32 +128,48 @@ def score(lesson: Lesson, scan: Scan, outputs: np.ndarray) -> dict[str, float]:
       outputs: raw outputs of the field, (frames, x, y, z, channels), at least the lesson's frames.
 
     Returns:
-      A value by each metric's name. A class that neither mask has is NaN and left out of the mean;
-      every score of outputs that are not finite is NaN.
+      A value by each metric's name. A class that neither mask has is NaN and left out of means over
+      classes and frames; every score of outputs that are not finite is NaN.
     """
     scores = [_score_frame(lesson, scan, outputs, frame) for frame in lesson.frames]
-    return {metric: float(np.mean([s[metric] for s in scores])) for metric in scores[0]}
+    if has_diverged(lesson, outputs):
+        return dict.fromkeys(scores[0], float("nan"))
+    return {metric: _mean_of_present([s[metric] for s in scores]) for metric in scores[0]}
+
+
+def _mean_of_present(values: Sequence[float]) -> float:
+    """NaN is what is in neither mask of a frame."""
+    present = [value for value in values if not np.isnan(value)]
+    return float(np.mean(present)) if present else float("nan")
 
 
 def _score_frame(lesson: Lesson, scan: Scan, outputs: np.ndarray, frame: int) -> dict[str, float]:
-    channels, functions = outputs[frame][..., lesson.head.channels], _functions(lesson.head)
-    if not np.isfinite(channels).all():
-        return dict.fromkeys(functions, float("nan"))
+    channels = outputs[frame][..., lesson.head.channels]
     target, prediction = truth(lesson, scan)[frame], predicted(lesson, channels)
-    return {name: function(target, prediction) for name, function in functions.items()}
+    if lesson.head.labels:
+        scores = _scores_by_label(lesson.head.labels, target, prediction, scan.spacing)
+    else:
+        functions = {name: METRICS[name].function for name in metrics_of(lesson.head.kind)}
+        scores = {name: function(target, prediction) for name, function in functions.items()}
+    return scores
 
 
-def _functions(head: Head) -> dict[str, Callable[[np.ndarray, np.ndarray], float]]:
-    """The metrics of a head: those of its kind or, of a mask with labels of its own, Dice's of each
-    but 0, by the label, and their mean."""
-    if not head.labels:
-        return {name: METRICS[name].function for name in metrics_of(head.kind)}
-    background = head.labels.index(0) if 0 in head.labels else -1
-    return {"dsc": functools.partial(mean_dice, background=background)} | {
-        f"dsc_{label}": functools.partial(dice, label=i)
-        for i, label in enumerate(head.labels)
-        if i != background
-    }
+def _scores_by_label(
+    labels: Sequence[int],
+    target: np.ndarray,
+    prediction: np.ndarray,
+    spacing: Sequence[float],
+) -> dict[str, float]:
+    """What a mask with labels of its own is scored by: Dice's coefficient of each but 0, by the
+    label, their mean, and `surface_scores`. The volumes have the labels' places."""
+    background = labels.index(0) if 0 in labels else -1
+    scores = {"dsc": mean_dice(target, prediction, background)}
+    for i, label in enumerate(labels):
+        if i != background:
+            hd95, nsd = surface_scores(target == i, prediction == i, spacing)
+            own = {"dsc": dice(target, prediction, i), "hd95": hd95, "nsd": nsd}
+            scores |= {f"{name}_{label}": value for name, value in own.items()}
+    return scores
 
 
 def truth(lesson: Lesson, scan: Scan) -> np.ndarray:

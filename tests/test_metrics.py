@@ -3,8 +3,9 @@ import pytest
 import skimage.metrics
 
 from nfcl_jax import metrics
+from nfcl_jax.metrics import score, surface_scores
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import frame_by_frame, image_then_mask
+from nfcl_jax.scenarios import Lesson, frame_by_frame, image_then_mask, mask_head
 
 RNG = np.random.default_rng(0)
 SHAPE = (2, 16, 14, 3)
@@ -106,3 +107,37 @@ def test_a_mask_whose_logits_vary_together_has_collapsed():
 def test_a_number_that_rounds_to_zero_has_no_sign():
     assert metrics.format_number("psnr", -0.04) == "0.0"
     assert metrics.format_number("ssim", np.float64(-0.006)) == "-0.01"
+
+
+def test_surfaces_of_boxes_that_moved_are_as_far_apart_as_they_moved():
+    """Two voxels of 1.5 mm along x, seen by the sides of a long box."""
+    a = np.zeros((40, 12, 12), bool)
+    a[10:20, 3:9, 3:9] = True
+    b = np.roll(a, 2, axis=0)
+    hd95, nsd = surface_scores(a, b, (1.5, 1.5, 3.0))
+    assert hd95 == pytest.approx(3.0) and 0 < nsd < 1
+    assert surface_scores(a, a, (1.5, 1.5, 3.0)) == (0.0, 1.0)
+    assert surface_scores(a, np.roll(a, 1, axis=0), (1.5, 1.5, 3.0))[1] == 1.0  # the tolerance
+    nothing = np.zeros_like(a)
+    assert surface_scores(a, nothing, (1, 1, 1)) == (np.inf, 0.0)
+    assert np.isnan(surface_scores(nothing, nothing, (1, 1, 1))).all()
+
+
+def test_outlines_of_a_single_slice_have_no_lids():
+    """A square and a larger one around it: no point of the one outline is on the other."""
+    a, b = np.zeros((2, 20, 20, 1), bool)
+    a[6:14, 6:14], b[4:16, 4:16] = True, True
+    hd95, nsd = surface_scores(a, b, (1.0, 1.0, 1.0))
+    assert nsd == 0.0 and 2.0 <= hd95 <= 2.0 * np.sqrt(2)
+
+
+def test_a_label_that_a_frame_lacks_is_left_out_of_the_mean_over_frames():
+    head = mask_head("m", 0, 2, (0, 5))
+    values = np.zeros((2, 8, 8, 2), np.uint8)
+    values[0, 2:5, 2:5] = 1
+    scan = Scan("p", "scan", {"m": values}, (1, 2), (1.0, 1.0, 1.0), np.eye(4), source={"rows": []})
+    outputs = np.stack([1.0 - values, values], -1)
+    found = score(Lesson(head, (0, 1)), scan, outputs)
+    assert found["dsc_5"] == found["dsc"] == found["nsd_5"] == 1.0 and found["hd95_5"] == 0.0
+    outputs[1, 0, 0, 0] = np.nan
+    assert np.isnan(list(score(Lesson(head, (0, 1)), scan, outputs).values())).all()

@@ -10,10 +10,10 @@ from made_up import FIELDS, METRICS, PATIENTS, STRATEGIES, read_csv, write_grid,
 
 from nfcl_jax.errors import ReportError
 from nfcl_jax.records import Fit
-from nfcl_jax.report import figures, tables
+from nfcl_jax.report import figures
 from nfcl_jax.report.report import write_report
 from nfcl_jax.report.results import Scores, finished_runs, load_results
-from nfcl_jax.report.scores import per_patient
+from nfcl_jax.report.scores import per_patient, score_table
 from nfcl_jax.report.statistics import mean_interval
 from nfcl_jax.storage import write_csv
 
@@ -26,8 +26,7 @@ def made_up(tmp_path_factory):
 
 
 def recomputed(workdir):
-    """{(scenario, field, strategy, trained, evaluated, metric): {patient: mean over images and
-    seeds}}, from the metrics.csv of the runs by nothing but this."""
+    """By scenario, field, strategy, tasks and metric each patient's mean over images and seeds."""
     values = defaultdict(lambda: defaultdict(list))
     for path in workdir.glob("cells/*/metrics.csv"):
         for row in read_csv(path):
@@ -175,7 +174,7 @@ def test_failed_fits_are_counted_and_the_means_are_given_without_them(tmp_path):
         for r in rows
     ]
     write_csv(folder / "fits.csv", fits)
-    table = tables.score_table(per_patient(load_results(finished_runs([folder]))))
+    table = score_table(per_patient(load_results(finished_runs([folder]))))
     table = table.set_index(["trained_task", "evaluated_task", "metric"])
     assert table.loc[(1, 1, "psnr"), "failed"] == 0
     row = table.loc[(2, 2, "dsc")]
