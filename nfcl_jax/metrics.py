@@ -57,8 +57,9 @@ def surface_scores(
     the Hausdorff distance in mm, the lower the better, and the surface Dice coefficient with a
     tolerance of the smallest side of a voxel. Infinite and 0 if one is empty, NaN if both are.
     """
-    if not (target.any() or prediction.any()):
-        return float("nan"), float("nan")
+    there = target.any(), prediction.any()
+    if not all(there):
+        return (float("inf"), 0.0) if any(there) else (float("nan"), float("nan"))
     if target.shape[2] == 1:
         target, prediction, spacing = target[..., 0], prediction[..., 0], spacing[:2]
     distances = surface_distance.compute_surface_distances(target, prediction, spacing)

@@ -119,8 +119,8 @@ def test_surfaces_of_boxes_that_moved_are_as_far_apart_as_they_moved():
     assert surface_scores(a, a, (1.5, 1.5, 3.0)) == (0.0, 1.0)
     assert surface_scores(a, np.roll(a, 1, axis=0), (1.5, 1.5, 3.0))[1] == 1.0  # the tolerance
     nothing = np.zeros_like(a)
-    assert surface_scores(a, nothing, (1, 1, 1)) == (np.inf, 0.0)
-    assert np.isnan(surface_scores(nothing, nothing, (1, 1, 1))).all()
+    assert surface_scores(a, nothing, (1.0, 1.0, 1.0)) == (np.inf, 0.0)
+    assert np.isnan(surface_scores(nothing, nothing, (1.0, 1.0, 1.0))).all()
 
 
 def test_outlines_of_a_single_slice_have_no_lids():
