@@ -15,11 +15,12 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from experiments.launch.cli import launch
-from experiments.launch.console import ProgressBar, log_to_screen, scores_table, summary_table
+from experiments.launch.console import ProgressBar, kept_table, log_to_screen, summary_table
 from nfcl_jax import table_run
 from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.config import check_config
 from nfcl_jax.locks import Stopped, locked, stopping
+from nfcl_jax.report.sequence import write_sequence_report
 from nfcl_jax.run_folder import label_of, refuse_another_run
 from nfcl_jax.runner import Caller, planned_work, read_data, run
 from nfcl_jax.scenarios import SEQUENCE, tasks_of
@@ -88,7 +89,9 @@ def train_table(config: dict[str, Any], workdir: Path, console: Console) -> None
                 write_csv(workdir / "metrics.csv", rows, label_of(config))
                 if asked_to_stop() and own is not runs[-1]:
                     raise Stopped(asked_to_stop())
-    console.print(scores_table(rows, {own.name: tasks_of(own.config) for own in runs}))
+    scans = {own.name: own.scan for own in runs}
+    console.print(kept_table(write_sequence_report(workdir, scans=scans)))
+    console.print(f"the report is in {workdir / 'report.html'}")
     if failed:
         console.print(f"diverged or collapsed: {', '.join(failed)}; see their fits.csv")
     if len(failed) == len(runs) or (failed and config["strict"]):

@@ -86,6 +86,7 @@ class Metric(NamedTuple):
     detail: bool = False
 
 
+BY_LABEL = {"dsc": "DSC of {}", "hd95": "HD95 of {}, mm", "nsd": "surface DSC of {}"}
 FOREGROUND = {1: ("dsc_rv", "DSC RV"), 2: ("dsc_myo", "DSC myo"), 3: ("dsc_lv", "DSC LV")}
 # The first of a kind is the one that is shown where there is room for one.
 METRICS: dict[str, Metric] = {
@@ -104,7 +105,11 @@ def metrics_of(kind: str, detail: bool = True) -> list[str]:
 
 
 def metric_title(name: str) -> str:
-    """What tables call the metric: its title or, if there is none of that name here, the name."""
+    """What tables call the metric: its title, of a label such as "HD95 of 17, mm", or, if it is
+    none that is known here, its name."""
+    kind, _, label = name.partition("_")
+    if name not in METRICS and kind in BY_LABEL and label:
+        return BY_LABEL[kind].format(label)
     return METRICS[name].title if name in METRICS else name
 
 

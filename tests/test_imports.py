@@ -16,8 +16,8 @@ ORDER = [
     "run_folder", "rows", "run_log", "report.statistics", "report.scores", "runner", "table_run",
     "recommended", "learning", "fitted", "nifti", "sizes", "overview", "runs", "new_run",
     "report.results", "report.tables", "report.caveats", "report.verdicts", "report.claims",
-    "report.figures", "report.shown", "report.panels", "report.viewer", "report.page",
-    "report.report", "report.study",
+    "report.figures", "report.drawn", "report.shown", "report.panels", "report.viewer",
+    "report.page", "report.report", "report.study", "report.kept", "report.sequence",
     "analysis.tangent", "analysis.spectrum", "analysis.forgetting", "analysis.summary",
 ]  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "nfcl_jax"

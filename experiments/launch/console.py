@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Column, Table
 
 from nfcl_jax import records
-from nfcl_jax.metrics import METRICS, format_number, format_score, metric_title, metrics_of
+from nfcl_jax.metrics import METRICS, format_score, metric_title
+from nfcl_jax.report.kept import Kept
 from nfcl_jax.runner import log
 from nfcl_jax.scenarios import Task
 from nfcl_jax.storage import Label
@@ -120,23 +121,13 @@ def summary_table(summary, label: Label, tasks: tuple[Task, ...], num_patients: 
     return table
 
 
-def scores_table(scores: Sequence[records.Score], tasks: Mapping[str, tuple[Task, ...]]) -> Table:
+def kept_table(kept: Sequence[Kept]) -> Table:
     """Of each field of a table of scans, what each thing scored when it was learned, and now."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("patient", "task", "learned", "", "then", "now"):
+    for column in kept[0].words():
         table.add_column(column)
-    values = {row[:-1]: row.value for row in scores}
-    for patient, own in tasks.items():
-        for number, task in enumerate(own, start=1):
-            for head, _ in task.lessons:
-                metric = metrics_of(head.kind)[0]
-                cells = (
-                    format_number(metric, values[place]) if place in values else "not measured"
-                    for after in (number, len(own))
-                    for place in [(patient, head.name, after, number, metric)]
-                )
-                title = metric_title(metric)
-                table.add_row(escape(patient), str(number), escape(task.name), title, *cells)
+    for own in kept:
+        table.add_row(*map(escape, own.words().values()))
     return table
 
 

@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 from nfcl_jax.analysis.forgetting import IN_ITS_PLACE
 from nfcl_jax.analysis.spectrum import band_names
 from nfcl_jax.fields import field_title
-from nfcl_jax.report.figures import STYLE, cross, field_handles, figure_bytes, marker, series_title
+from nfcl_jax.report.drawn import figure_bytes
+from nfcl_jax.report.figures import STYLE, cross, field_handles, marker, series_title
 from nfcl_jax.report.results import BASELINE, NOTHING_TO_SEE
 from nfcl_jax.report.statistics import mean_interval
 from nfcl_jax.report.tables import format_mean, markdown

@@ -2,7 +2,6 @@
 fine-tuning, filled for the strategies beside it; means over patients with their 95%
 intervals, patients faint behind."""
 
-import io
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -271,12 +270,3 @@ def _legend(figure: Figure, scores: Scores, scenario: str, others: Sequence[Line
         handletextpad=0.2,
         columnspacing=1.2,
     )
-
-
-def figure_bytes(figure: Figure, kind: str) -> bytes:
-    """The figure as a "png" or "svg" file; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format=kind, dpi=160, facecolor="white", metadata=metadata)
-    return buffer.getvalue()

@@ -1,6 +1,5 @@
 """report.html: one file with everything, the viewer's slices included, that needs no network."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import pandas as pd
 
 from nfcl_jax.fields import field_title
 from nfcl_jax.metrics import METRICS, metrics_of
-from nfcl_jax.report.results import BASELINE, FinishedRun
+from nfcl_jax.report.results import BASELINE
 from nfcl_jax.scenarios import SCENARIOS
 
 VERDICTS = ("holds", "does not hold", "undecided", "not tested")
@@ -58,11 +57,12 @@ def _gained_or_lost(loss: float, metric: str) -> str:
     return " ".join(["gained" if loss < 0 else "lost", number, *unit])
 
 
-def settings_table(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    """The settings of the runs, a row per setting, with all values that it has."""
+def settings_table(configs: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The settings of runs, a row per setting, with all values that it has; without a table's
+    tasks."""
     rows: dict[str, dict[str, None]] = {}
-    for run in runs:
-        for name, value in _flat(run.config):
+    for config in configs:
+        for name, value in _flat({k: v for k, v in config.items() if k != "tasks"}):
             rows.setdefault(name, {})[str(value) or "-"] = None
     return pd.DataFrame(
         [{"setting": name, "value": ", ".join(values)} for name, values in rows.items()]
@@ -77,8 +77,8 @@ def _flat(config: Mapping[str, Any], prefix: str = ""):
             yield prefix + name, value
 
 
-def render_page(**contents: Any) -> str:
-    """The page; `contents` are the names that page.html uses."""
+def render(template: str, **contents: Any) -> str:
+    """A page; `contents` are the names that its template uses."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("nfcl_jax.report", "."),
         autoescape=True,
@@ -86,10 +86,4 @@ def render_page(**contents: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(**contents)
-
-
-def data_url(contents: bytes, kind: str) -> str:
-    """A picture as an address that holds it; `kind` is "png" or "svg"."""
-    mime = {"png": "image/png", "svg": "image/svg+xml"}[kind]
-    return f"data:{mime};base64,{base64.b64encode(contents).decode()}"
+    return environment.get_template(template).render(**contents)

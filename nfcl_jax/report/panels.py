@@ -18,6 +18,9 @@ from nfcl_jax.report.shown import View, views
 from nfcl_jax.scan import Scan
 
 CLASS_COLOURS = ("#56B4E9", "#F0E442", "#D55E00")  # right ventricle, myocardium, left ventricle
+MOST_CLASSES = 64
+OTHERS = [mpl.colormaps["tab20"](i % 20) for i in range(MOST_CLASSES - len(CLASS_COLOURS))]
+COLOURS = ListedColormap([*CLASS_COLOURS, *OTHERS])
 ERROR_LIMIT = 0.3  # of the intensity range [0, 1]: where the colours of an error map end
 
 
@@ -39,7 +42,7 @@ def panel_grid(
       columns: titles above the first row.
       rows: for each its title and a panel, or nothing, for every column.
     """
-    shape = next(panel.values.shape for _, panels in rows for panel in panels if panel)
+    shape = next(panel.values.shape for _, panels in rows for panel in panels if panel)[:2]
     width = 1.55
     height = width * shape[1] / shape[0] + 0.16
     with mpl.rc_context(STYLE | {"axes.grid": False}):
@@ -73,14 +76,14 @@ def _draw(axes: Axes, panel: Panel):
     """A slice as radiologists see it: x to the right, y downwards."""
     gray = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
     if panel.kind == "image":
-        return axes.imshow(np.clip(panel.values, 0, 1).T, **gray)
+        return axes.imshow(np.swapaxes(np.clip(panel.values, 0, 1), 0, 1), **gray)
     if panel.kind == "error":
         limits = {"vmin": -ERROR_LIMIT, "vmax": ERROR_LIMIT}
         return axes.imshow(panel.values.T, cmap="RdBu_r", interpolation="nearest", **limits)
     axes.imshow(panel.behind.T, **gray)
     classes = np.ma.masked_equal(panel.values, 0).T
-    colours = ListedColormap(CLASS_COLOURS)
-    return axes.imshow(classes, cmap=colours, vmin=1, vmax=3, alpha=0.6, interpolation="nearest")
+    limits = {"vmin": 1, "vmax": MOST_CLASSES, "interpolation": "nearest"}
+    return axes.imshow(classes, cmap=COLOURS, alpha=0.6, **limits)
 
 
 def reconstructions(

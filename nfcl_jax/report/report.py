@@ -12,6 +12,7 @@ from nfcl_jax.errors import ReportError
 from nfcl_jax.report import figures, page, panels, tables
 from nfcl_jax.report.caveats import caveats
 from nfcl_jax.report.claims import judge
+from nfcl_jax.report.drawn import write_figures
 from nfcl_jax.report.results import (
     FinishedRun,
     Scores,
@@ -68,7 +69,8 @@ def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, An
     write_file(workdir / "claims.json", json.dumps(claims, indent=2))
     write_file(workdir / "tables.md", _markdown(readable, claims, notes))
     drawn = _figures(runs, results, scores, one_patient)
-    html = page.render_page(
+    html = page.render(
+        "page.html",
         answer=page.answer(numbers["continual"], claims),
         num_patients=results["patient"].nunique(),
         num_runs=len(runs),
@@ -76,10 +78,10 @@ def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, An
         caveats=notes,
         claims=claims,
         shown=shown,
-        figures=_write_figures(workdir / "figures", drawn),
+        figures=write_figures(workdir / "figures", FIGURES, drawn),
         viewer=make_viewer(runs, scans, results) if scans else None,
         tables=readable,
-        settings=page.settings_table(runs),
+        settings=page.settings_table([run.config for run in runs]),
     )
     write_file(workdir / "report.html", html)
     return claims
@@ -168,22 +170,3 @@ def _figures(
                     f"{'' if first.head == last.head else 'the '}{first.name} at the end.",
                     drawn,
                 )
-
-
-def _write_figures(folder: Path, drawn) -> list[dict[str, str]]:
-    folder.mkdir(exist_ok=True)
-    for kind in ("png", "svg"):  # of an earlier report
-        for name in FIGURES:
-            for path in folder.glob(f"{name}.{kind}"):
-                path.unlink()
-    pictures = []
-    for name, caption, figure in drawn:
-        files = {"png": figures.figure_bytes(figure, "png")}
-        figure.set_layout_engine("none")  # it is laid out
-        files["svg"] = figures.figure_bytes(figure, "svg")
-        for kind, contents in files.items():
-            write_file(folder / f"{name}.{kind}", contents)
-        # Pictures of scans are smaller as PNG.
-        kind = "png" if name.startswith("reconstructions") else "svg"
-        pictures.append({"caption": caption, "url": page.data_url(files[kind], kind)})
-    return pictures

@@ -1,0 +1,108 @@
+"""The report of a table of scans: what each field keeps, from the runs' files."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_cli import command
+from test_sequence import folder  # noqa: F401
+from test_table_run import ROWS, learn
+
+import nfcl_jax
+from nfcl_jax.errors import ReportError
+from nfcl_jax.metrics import metric_title
+from nfcl_jax.report.kept import answer, fields_of, kept_of
+from nfcl_jax.report.sequence import write_sequence_report
+
+OTHER = "p2/left,1,cine.nii.gz#3,,10,,\np2/left,2,cine.nii.gz#1,,0,,"
+
+
+def test_the_report_says_what_metrics_csv_has(folder, tmp_path):  # noqa: F811
+    learn(folder, tmp_path, [*ROWS, OTHER])
+    kept = write_sequence_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert [(own.patient, own.task) for own in kept] == [
+        *[("p1", task) for task in (1, 2, 3, 3, 4)],
+        ("p2/left", 1),
+        ("p2/left", 2),
+    ]
+    scores = pd.read_csv(tmp_path / "patients/p1/scan/metrics.csv")
+    scores = scores[(scores["image"] == "T1") & (scores["metric"] == "psnr")]
+    values = scores.set_index(["trained_task", "evaluated_task"])["value"]
+    assert kept[0].then == values[1, 1] and kept[0].now == values[4, 1]
+    assert kept[0].lost == pytest.approx(values[1, 1] - values[4, 1])
+    assert f"<td>{values[4, 1]:.1f}</td>" in page
+    mean = np.mean([own.lost for own in kept if own.metric == "psnr" and own.lost is not None])
+    word = "lost" if mean > 0 else "gained"
+    assert f"the earlier images have {word} {abs(mean):.1f} dB of PSNR on average" in page
+    for words in ("T1 (T1 and mask at 365)", "HD95 of 17, mm", "surface DSC of -4", "p2/left"):
+        assert words in page
+    assert not re.search("ACDC|frame 1|paper", page)
+    assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == {
+        "over_tasks_image",
+        "over_tasks_mask",
+        "pictures",
+    }
+
+
+def test_what_is_gone_is_not_measured_and_shown_without_its_scan(folder, tmp_path):  # noqa: F811
+    learn(folder, tmp_path / "run", ROWS[:2])
+    (folder / "t1.nii.gz").unlink()
+    learn(folder, tmp_path / "run", ROWS[:3])
+    kept = write_sequence_report(tmp_path / "run")
+    assert kept[0].now is None and kept[0].lost is None and kept[0].then is not None
+    page = (tmp_path / "run/report.html").read_text()
+    assert "1 of 4 could not be measured any more" in page and "<td>not measured</td>" in page
+    (folder / "t2.nii.gz").write_bytes(b"damaged")
+    write_sequence_report(tmp_path / "run", "p1")
+    page = (tmp_path / "run/report.html").read_text()
+    assert "p1 is shown without its scans, which cannot be read" in page
+
+
+def test_the_command_makes_the_report_of_a_table_and_of_what_python_learned(folder, tmp_path):  # noqa: F811
+    learn(folder, tmp_path / "run", ROWS[:2])
+    nfcl_jax.learn(folder / "t1.nii.gz", workdir=tmp_path / "own", settings={"num_steps": 1})
+    for name, words in (("run", "p1 "), ("own", "scan ")):
+        done = command("experiments.report", f"--workdir={tmp_path / name}")
+        assert done.returncode == 0 and words in done.stdout, done.stderr
+        assert (tmp_path / name / "report.html").stat().st_size > 20_000
+    wrong = command("experiments.report", f"--workdir={tmp_path / 'run'}", "--patient=p9")
+    assert wrong.returncode == 2 and "no field of p9" in wrong.stderr
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_a_table_with_nothing_learned_has_no_report(folder, tmp_path):  # noqa: F811
+    with pytest.raises(ReportError, match="nothing is learned yet"):
+        write_sequence_report(tmp_path)
+
+
+def test_failed_fits_and_unfinished_fields_are_named(folder, tmp_path):  # noqa: F811
+    (own,) = learn(folder, tmp_path, ROWS[:2])
+    fits = pd.read_csv(own.workdir / "fits.csv")
+    fits["collapsed"] = fits["task"] == 2
+    fits.to_csv(own.workdir / "fits.csv", index=False)
+    config = json.loads((own.workdir / "config.json").read_text())
+    config["tasks"].append(config["tasks"][0] | {"name": "again"})
+    (own.workdir / "config.json").write_text(json.dumps(config))
+    write_sequence_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "p1: collapsed or diverged in task 2." in page
+    assert "p1: 2 of 3 tasks are learned yet." in page
+
+
+def test_names_from_the_table_are_escaped(folder, tmp_path):  # noqa: F811
+    learn(folder, tmp_path, ["<b>x,1,t1.nii.gz,,0,<i>T1,", "<b>x,2,t2.nii.gz,,0,$a_b$,"])
+    write_sequence_report(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<b>x" not in page and "<i>T1" not in page and "&lt;i&gt;T1" in page
+
+
+def test_a_single_task_has_nothing_to_lose(folder, tmp_path):  # noqa: F811
+    learn(folder, tmp_path, ROWS[:1])
+    fields = fields_of(tmp_path)
+    assert answer(fields, kept_of(fields)) == "One field, 1 task."
+    write_sequence_report(tmp_path)
+    assert not list((tmp_path / "figures").glob("over_tasks*"))
+    assert metric_title("hd95_3") == "HD95 of 3, mm" and metric_title("dsc_rv") == "DSC RV"
