@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import nibabel as nib
@@ -276,12 +278,16 @@ def test_the_commands_of_the_page_run(folder, phantom_root, tmp_path):  # noqa: 
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     commands = "\n".join(re.findall(r"```bash\n(.*?)```", page, re.S)).split("\n")
     done = []
+    few = " --config.num_steps=2 --config.batch_size=64 --config.muon_rate=0"
     for line in filter(None, commands):
-        few = " --config.num_steps=2 --config.batch_size=64" if "train" in line.split()[2] else ""
-        done.append(
-            run_page(line.replace("/data/ACDC/training", str(phantom_root)) + few, tmp_path)
-        )
+        line = line.replace("/data/ACDC/training", str(phantom_root))
+        done.append(run_page(line + few * ("experiments.train" in line), tmp_path))
         assert done[-1].returncode == 0, (line, done[-1].stderr)
     assert "2 of 2 patients can be used." in done[0].stdout
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    few = 'workdir="runs/p1", settings={"num_steps": 2, "muon_rate": 0.0}'
+    code = code.replace('workdir="runs/p1"', few)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert set(np.unique(nib.load(tmp_path / "lesions.nii.gz").dataobj)) <= {-4, 0, 17}
     assert re.search(r"p1 +4 +mask at 0 +DSC", done[1].stdout)
     assert len(list((tmp_path / "runs/frames/patients").glob("*/cine/checkpoints/task_4"))) == 3
