@@ -4,36 +4,47 @@
         --out=scans.csv
 
 `experiments.train --config=configs/sequence.py:FIELD,STRATEGY,paper` learns from it what the
-scenario's own config does, to the bit, with the constants of the scenario's strategy.
+scenario's own config does, to the bit, with the constants of the scenario's strategy. With
+`--run=RUN --workdir=FOLDER`, a finished run's fields become those of the table's runs, and rows
+that are added to the table go on with them.
 """
 
 import csv
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
+from configs.sequence import PAPER, get_config
 from experiments.launch.cli import launch
-from nfcl_jax.config import split_words
+from nfcl_jax.adopt import adopt, config_of_table
+from nfcl_jax.config import ABSENT, read_config, split_words
 from nfcl_jax.data.acdc import PHASES, find_patients, read_info, read_phase
+from nfcl_jax.data.sequence import Reading, read_cases, time_range_of
 from nfcl_jax.data.table import COLUMNS
 from nfcl_jax.data.volumes import read_volume
 from nfcl_jax.scan import equidistant_frames
 from nfcl_jax.storage import write_file
+from nfcl_jax.table_run import refuse_faults
 
 SCENARIOS = ("domain_expansion", "signal_expansion")
 
 _ROOT = flags.DEFINE_string("acdc", None, "the folder of patientNNN folders")
 _SCENARIO = flags.DEFINE_enum("scenario", None, SCENARIOS, "which experiment")
 _PATIENTS = flags.DEFINE_string("patients", "", "comma-separated; empty is all")
+_RUN = flags.DEFINE_string("run", None, "a finished run of that experiment to go on with")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where its fields go, with --run")
 _OUT = flags.DEFINE_string("out", None, "the table")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if (_RUN.value is None) != (_WORKDIR.value is None):
+        raise app.UsageError("--run and --workdir go together.")
     out, text = Path(_OUT.value), io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -43,8 +54,33 @@ def main(argv: list[str]) -> None:
             files = {k: os.path.relpath(row[k], out.parent) for k in ("image", "mask") if k in row}
             writer.writerow(row | files)
     write_file(out, text.getvalue())
-    if _SCENARIO.value == SCENARIOS[0]:
-        print(f"{out}: --config.data.time_range=0,3 makes the times those of the paper.")
+    times = "0,3" if _SCENARIO.value == SCENARIOS[0] else ""
+    if _RUN.value:
+        print(f"rows that are added to {out} are learned by\n{take_over(out, times)}")
+    elif times:
+        print(f"{out}: --config.data.time_range={times} makes the times those of the paper.")
+
+
+def take_over(table: Path, times: str) -> str:
+    """Makes a run's fields those of the table's, and says by which command they go on."""
+    config = config_of_table(read_config(Path(_RUN.value) / "config.json"), table, times)
+    cases, faults = read_cases(table, Reading(time_range_of(times)))
+    refuse_faults(faults)
+    adopt(Path(_RUN.value), cases, config, Path(_WORKDIR.value))
+    name, strategy = config["field"]["name"], config["strategy"]
+    shipped = get_config(f"{name},{strategy}{PAPER}").to_dict()
+    flags_ = [f"--config.{k}={v}" for k, v in _changed(config, shipped)]
+    words = [f"--config=configs/sequence.py:{name},{strategy}{PAPER}", *flags_]
+    return f"python -m experiments.train {' '.join(words)} --workdir={_WORKDIR.value}"
+
+
+def _changed(config: Mapping[str, Any], shipped: Mapping[str, Any], prefix: str = ""):
+    """The settings that are not as shipped, by their names."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _changed(value, shipped[key], f"{prefix}{key}.")
+        elif value != shipped.get(key, ABSENT):
+            yield prefix + key, value
 
 
 def frames_of(folder: Path) -> Iterator[dict[str, object]]:

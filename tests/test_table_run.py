@@ -267,7 +267,9 @@ def test_a_table_is_checked_without_training(folder):  # noqa: F811
     assert command("experiments.check_data").returncode == 2
 
 
-def test_the_commands_of_the_page_run(folder, phantom_root, tmp_path):  # noqa: F811
+def test_the_commands_of_the_page_run(folder, phantom_root, runs, tmp_path):  # noqa: F811
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/siren").symlink_to(runs("domain_expansion", "siren", "distillation"))
     page = (REPOSITORY / "docs/own_scans.md").read_text()
     (table,) = re.findall(r"```\n(patient,.*?)```", page, re.S)
     for name in re.findall(r"p\d/\w+\.nii\.gz", table):
