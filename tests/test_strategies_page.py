@@ -135,6 +135,16 @@ def table_of_strategies():
     return markdown(pd.DataFrame(rows))
 
 
+def test_what_is_said_of_ewc_and_finer_is_that_of_its_runs():
+    ewc = matrix("strategies", "domain_expansion", "finer", "psnr", "ewc_weight100").mean()
+    tuned = matrix("paper", "domain_expansion", "finer", "psnr", "finetune").mean()
+    words = (
+        f"at 100 its first frame ends at {ewc[4, 1]:.1f} dB and its last at {ewc[4, 4]:.1f} "
+        f"(fine-tuning: {tuned[4, 4]:.1f})"
+    )
+    assert words in " ".join((REPOSITORY / "docs/strategies.md").read_text().split())
+
+
 def table_of_masks():
     """The same of an image, then its mask: the means over the end-diastolic and end-systolic frame
     of patient001."""
