@@ -114,7 +114,7 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
             config[strategy] = {constant: 1.0, **config[strategy]}
     kind = FIELDS.get(config["field"]["name"])
     if kind and issubclass(kind, fields.CoordinateField):
-        config["field"] = {"time_scale": 1.0, **config["field"]}
+        config["field"] = {"time_scale": 1.0, "centred": False, **config["field"]}
     if config["field"]["name"] == "diner":
         config["field"] = {"knots": 0, "initialisation": "lecun", **config["field"]}
     return config

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from nfcl_jax.checks import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Check, one_of
 from nfcl_jax.errors import look_up
+from nfcl_jax.initialisers import halved, inverse_root, symmetric_uniform
 from nfcl_jax.sine import sine
 
 Params = Any
@@ -59,10 +60,13 @@ class CoordinateField(Field):
     """What the paper's fields of coordinates share.
 
     `time_scale` multiplies the time before the first layer. Below 1 the frames share more of the
-    field: a new frame begins nearer to those that it knows.
+    field: a new frame begins nearer to those that it knows. A field that is `centred` answers at
+    first (1 + f) / 2 where it would answer f: as if the intensities were scaled to [-1, 1], as
+    SIREN's and FINER's own code does. At small rates that saves the steps to their mean.
     """
 
     time_scale: float = 1.0
+    centred: bool = False
     space: int = 3  # the coordinates before the time
 
     def scaled(self, coords: Float[Array, "points axes"]) -> Float[Array, "points axes"]:
@@ -70,20 +74,6 @@ class CoordinateField(Field):
         if self.time_scale == 1 or coords.shape[-1] == self.space:
             return coords
         return coords * jnp.array([1] * self.space + [self.time_scale], coords.dtype)
-
-
-def symmetric_uniform(bound: float):
-    """An initialiser that draws from U(-bound, bound)."""
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, minval=-bound, maxval=bound)
-
-    return init
-
-
-def inverse_root(inputs: int):
-    """U(-1/sqrt(inputs), 1/sqrt(inputs)): PyTorch's default for linear layers."""
-    return symmetric_uniform(inputs**-0.5)
 
 
 def layers(
@@ -97,10 +87,13 @@ def layers(
     are given the number of the layer, from 0, and that of its inputs."""
     for layer in range(field.depth + 1):
         hidden, inputs = layer < field.depth, x.shape[-1]
+        init = kernel_init(layer, inputs), bias_init(layer, inputs)
+        if not hidden and getattr(field, "centred", False):
+            init = halved(init[0], 0.0), halved(init[1], 0.5)
         dense = nn.Dense(
             field.width if hidden else field.channels,
-            kernel_init=kernel_init(layer, inputs),
-            bias_init=bias_init(layer, inputs),
+            kernel_init=init[0],
+            bias_init=init[1],
             # Full float32 for the first layer, whatever the others compute in: bfloat16 tells no
             # more than a few hundred coordinates, or entries of a table, from one another.
             precision=jax.lax.Precision.HIGHEST if layer == 0 else None,

@@ -113,7 +113,7 @@ class Grid:
     def to_mm(self, coords: np.ndarray) -> np.ndarray:
         """Coordinates (points, axes) in [-1, 1] in mm and fractions of the cardiac cycle."""
         first, origin = self._first_voxel()
-        return (np.asarray(coords) - first) @ np.linalg.pinv(self.per_mm()).T + origin
+        return (np.asarray(coords) - first) @ self._in_mm().T + origin
 
     def to_voxels(self, coords: np.ndarray) -> np.ndarray:
         """Coordinates (points, axes) in [-1, 1] as positions in voxels and frames, from 0. Of
@@ -145,6 +145,16 @@ class Grid:
         elif len(self.shape) == 4:
             first, last = self.frame_numbers[0], self.frame_numbers[-1]
             matrix[-1, -1] = 2 * last / (last - first)
+        return matrix
+
+    def _in_mm(self) -> np.ndarray:
+        """How mm and the fraction of the cycle change with coordinates in [-1, 1], (len(shape),
+        axes): within a single slice, its own two directions."""
+        sizes, matrix = self.sizes, np.zeros((len(self.shape), len(self.axes)))
+        half = np.maximum(sizes - 1, 0)[: self.space] / 2
+        matrix[:3, : self.space] = self.affine[:3, : self.space] * half
+        if len(self.shape) == 4:
+            matrix[-1, -1] = 1 / self.per_mm()[-1, -1]
         return matrix
 
     def _first_voxel(self) -> tuple[np.ndarray, np.ndarray]:

@@ -1,21 +1,26 @@
 """One image after the other for one field, whose state is its run's folder: from Python."""
 
 import logging
+import numbers
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nfcl_jax.config import make_config
+import numpy as np
+
+from nfcl_jax.config import make_config, read_config
 from nfcl_jax.data import sources
 from nfcl_jax.data.sequence import Reading, read_case, time_range_of
 from nfcl_jax.data.sources import InMemory, in_memory
-from nfcl_jax.data.table import File, Row
+from nfcl_jax.data.table import File, Row, file_of
 from nfcl_jax.errors import ConfigError, DataError
 from nfcl_jax.locks import locked
 from nfcl_jax.recommended import recommended
 from nfcl_jax.records import Progress
-from nfcl_jax.run_folder import refuse_another_run
+from nfcl_jax.run_folder import PATIENTS, refuse_another_run
 from nfcl_jax.runner import Caller, run
+from nfcl_jax.scan import is_name
 from nfcl_jax.scenarios import SEQUENCE
 from nfcl_jax.table_run import known_of, plan_run, refuse_faults, stored_runs
 
@@ -32,15 +37,16 @@ class New(NamedTuple):
     time: float | int | None = None
     channel: str | None = None
     intensity_range: tuple[float | int, float | int] | None = None
-    spacing: Sequence[float] | None = None
+    spacing: Any = None
     colour: bool | None = None
     on_progress: Callable[[Progress], None] = lambda progress: None
+    goes_on: bool = False  # from the last scan, whose time it has by default
 
 
 def config_of(
     field: str,
     strategy: str,
-    time_range: tuple[float | int, float | int] | None,
+    time_range: Any,
     resample: bool,
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -51,7 +57,12 @@ def config_of(
       ConfigError: for a name that is none.
     """
     config = recommended(make_config(SEQUENCE, field, strategy))
-    ends = "" if time_range is None else ",".join(f"{float(end)!r}" for end in time_range)
+    ends = ""
+    if time_range is not None:
+        if np.shape(time_range) != (2,):
+            raise ConfigError(f"time_range must be two numbers or None, got {time_range!r}.")
+        ends = ",".join(str(end) for end in time_range)
+        time_range_of(ends)
     config["data"] |= {"time_range": ends, "resample": resample}
     for name, value in settings.items():
         *path, key = name.split(".")
@@ -60,7 +71,7 @@ def config_of(
             section = section.get(part, {}) if isinstance(section, dict) else {}
         if not isinstance(section, dict) or key not in section or name == "data.table":
             raise ConfigError(f"settings: a run has no {name!r}.")
-        section[key] = type(section[key])(value) if isinstance(section[key], float) else value
+        section[key] = value.item() if isinstance(value, np.generic) else value
     return config
 
 
@@ -82,41 +93,62 @@ def learn_next(
       ConfigError: if the folder holds another run, or one of a table.
       DataError: if the image cannot be used.
     """
-    time_range_of(config["data"]["time_range"])
-    if config["data"]["table"]:
-        raise ConfigError(
-            f"{workdir}: is learned from {config['data']['table']}; a row there would be right."
-        )
+    _refuse_others(workdir, config)
+    if new.image is None and new.mask is None:
+        raise DataError("neither an image nor a mask; one of them would be right.")
     with locked(workdir):
         stored = next(stored_runs(workdir), None)
         known = known_of(*stored) if stored else None
         if stored:
             refuse_another_run({**config, "tasks": stored[2].get("tasks", [])}, None, workdir)
-        rows = _rows_before(known.record["rows"] if known else [], held)
-        row = _row_of(new, rows, config)
-        if _is_learned(row, known.record["rows"] if known else []):
+        records = known.record["rows"] if known else []
+        rows = _rows_before(records, held)
+        if new.spacing is None and known:  # arrays lie on the grid that is there
+            new = new._replace(spacing=known.record["spacing"])
+        row = _row_of(new, records, config)
+        if found := _learned_in(row, records):
             log.info("%s: is learned already", workdir)
-            return rows
+            return _with_files(rows, found)
+        _refuse_another_kind(rows, row)
         reading = Reading(time_range_of(config["data"]["time_range"]), config["data"]["resample"])
         cases, faults = read_case([*rows, row], reading, known)
         refuse_faults(faults)
         own = plan_run(config, cases[0], workdir)
-        run(own.config, [own.scan], workdir, Caller(new.on_progress))
+        if run(own.config, [own.scan], workdir, Caller(new.on_progress)).failed:
+            warnings.warn(
+                f"{workdir}: a fit diverged or collapsed; fits.csv says in which task. What comes "
+                "after it goes on from there.",
+                stacklevel=4,
+            )
     return *rows, row
 
 
+def _refuse_others(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Raises ConfigError if the folder holds other runs, or the run is a table's."""
+    if table := config["data"]["table"]:
+        raise ConfigError(f"{workdir}: is learned from {table}; a row there would be right.")
+    if (workdir / PATIENTS).is_dir() or (workdir / "cells").is_dir():
+        raise ConfigError(f"{workdir}: holds other runs; another workdir would be right.")
+    path = workdir / "config.json"
+    if path.exists() and (scenario := read_config(path)["scenario"]) != SEQUENCE:
+        raise ConfigError(f"{workdir}: holds a run of {scenario}; another workdir would be right.")
+
+
 def _rows_before(records: Sequence[Mapping[str, Any]], held: Sequence[Row]) -> tuple[Row, ...]:
-    """A row for each that is learned: one that is held, or one whose image is kept no longer."""
+    """A row for each that is learned: one that is held, or one whose image is kept no longer, or
+    is another now."""
     by_task = {row.task: row for row in held}
 
     def file(record: Mapping[str, Any], kind: str) -> File | None:
         if kind not in record:
             return None
+        own = getattr(by_task.get(record["task"]), kind, None)
+        if own and own.path.exists() and sources.digest(own.path) == record[kind]["sha256"]:
+            return own
         return File(InMemory(f"the {kind} of task {record['task']}"), record[kind]["frame"])
 
     return tuple(
-        by_task.get(record["task"])
-        or Row(
+        Row(
             line=0,
             patient=PATIENT,
             task=record["task"],
@@ -125,61 +157,114 @@ def _rows_before(records: Sequence[Mapping[str, Any]], held: Sequence[Row]) -> t
             time=record["time"],
             channel=record.get("image", {}).get("name", "image"),
             mask_name=record.get("mask", {}).get("name", "mask"),
+            range=tuple(record["image"]["range"]) if "image" in record else None,
         )
         for record in records
     )
 
 
-def _row_of(new: New, before: Sequence[Row], config: Mapping[str, Any]) -> Row:
-    """The row of something new; its time is that of the last one, or where the range begins."""
+def _row_of(new: New, records: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Row:
+    """The row of something new; its time is the one at which it was learned already, if it was, or
+    that of the last row, or where the range begins.
+
+    Raises:
+      DataError: for a time, range, name or image that cannot be.
+    """
     ends = time_range_of(config["data"]["time_range"])
-    if new.image is None and new.mask is None:
-        raise DataError("neither an image nor a mask; one of them would be right.")
     if new.time is not None and ends is None:
         raise DataError("a time needs a time_range, such as (0, 730), from the first image on.")
-    time = new.time
-    if time is None and ends:
-        time = before[-1].time if before else ends[0]
+    if new.channel and not (isinstance(new.channel, str) and is_name(new.channel)):
+        raise DataError(f"channel must be a name without slashes, got {new.channel!r}.")
 
-    def file(what: Any, name: str) -> File | None:
+    def file(what: Any, kind: str) -> File | None:
         if what is None:
             return None
         if isinstance(what, str | Path):
-            return File(Path(what).absolute())
-        return File(in_memory(what, f"the {name}", new.spacing, new.colour))
+            return file_of(Path.cwd(), str(what))
+        is_mask = kind == "mask"
+        colour = False if is_mask else new.colour
+        return File(in_memory(what, f"the {kind}", new.spacing, colour, is_mask))
 
-    return Row(
+    row = Row(
         line=0,
         patient=PATIENT,
-        task=before[-1].task + 1 if before else 1,
+        task=records[-1]["task"] + 1 if records else 1,
         image=file(new.image, "image"),
         mask=file(new.mask, "mask"),
-        time=time if time is None else float(time),
+        time=_number(new.time, "time"),
         channel=new.channel or "image",
         mask_name="mask" if new.image is not None else new.channel or "mask",
-        range=new.intensity_range,
+        range=_range(new.intensity_range),
     )
+    if row.time is not None or ends is None:
+        return row
+    times = [
+        record["time"]
+        for record in records
+        if _learned_in(row._replace(time=record["time"]), [record], strict=False)
+    ]
+    last = records[-1]["time"] if records and new.goes_on else ends[0]
+    return row._replace(time=times[0] if times else last)
 
 
-def _is_learned(row: Row, records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a row teaches nothing that was not learned.
+def _number(value: Any, what: str) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, numbers.Real) or not np.isfinite(float(value)):
+        raise DataError(f"{what} must be a number, got {value!r}.")
+    return float(value)
+
+
+def _range(ends: Any) -> tuple[float, float] | None:
+    if ends is None:
+        return None
+    try:
+        low, high = (_number(end, "intensity_range") for end in ends)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"intensity_range must be two numbers, got {ends!r}.") from error
+    if low is None or high is None or not low < high:
+        raise DataError(f"intensity_range must be two numbers, the smaller first; got {ends!r}.")
+    return low, high
+
+
+def _learned_in(
+    row: Row, records: Sequence[Mapping[str, Any]], strict: bool = True
+) -> dict[int, dict[str, File]]:
+    """In which tasks the things of a row were learned, by their kinds; empty if in none.
 
     Raises:
-      DataError: if it teaches other values of something that was.
+      DataError: if one was learned from other values, or one alone was, and that is `strict`.
     """
     things = [(name, "mask" if file is row.mask else "image", file) for name, file in row.things]
-    found = []
+    found: dict[int, dict[str, File]] = {}
     for record in records:
         for name, kind, file in things:
             known = record.get(kind, {}).get("name") == name and record["time"] == row.time
             if known and file.path.exists():
-                if record[kind]["sha256"] != sources.digest(file.path):
+                if record[kind]["sha256"] == sources.digest(file.path):
+                    found.setdefault(record["task"], {})[kind] = file
+                elif strict:
                     at = "" if row.time is None else f" at {row.time:g}"
                     raise DataError(
                         f"{name}{at} was learned in task {record['task']}, from other values; "
                         "another time or channel would be right."
                     )
-                found.append(name)
-    if found and len(found) < len(things):
-        raise DataError(f"{found[0]} was learned already; the rest alone would be right.")
-    return bool(found)
+    if 0 < sum(map(len, found.values())) < len(things):
+        if strict:
+            (kind, *_) = next(iter(found.values()))
+            raise DataError(f"the {kind} was learned already; the rest alone would be right.")
+        return {}
+    return found
+
+
+def _with_files(rows: Sequence[Row], found: Mapping[int, Mapping[str, File]]) -> tuple[Row, ...]:
+    """The rows with the files that a caller still has."""
+    return tuple(row._replace(**found.get(row.task, {})) for row in rows)
+
+
+def _refuse_another_kind(rows: Sequence[Row], new: Row) -> None:
+    """Raises DataError if a name is that of an image and of a mask."""
+    both = [*rows, new]
+    images = {row.channel for row in both if row.image}
+    for name in sorted(images & {row.mask_name for row in both if row.mask}):
+        raise DataError(f"{name} is an image and a mask; another channel would be right.")

@@ -15,7 +15,7 @@ def learn(
     workdir: str | Path,
     field: str = "siren",
     strategy: str = "distillation",
-    time_range: tuple[float | int, float | int] | None = (0, 1),
+    time_range: Any = (0, 1),
     resample: bool = False,
     settings: Mapping[str, Any] = MappingProxyType({}),
     **new: Any,

@@ -7,6 +7,7 @@ import pandas as pd
 
 from nfcl_jax.config import constants_of
 from nfcl_jax.metrics import format_number, metrics_of
+from nfcl_jax.report.scores import NOT_MEASURED
 from nfcl_jax.scenarios import Task, tasks_of
 
 
@@ -22,6 +23,7 @@ def overview(
       scores: as `runs.Run.scores`.
       by_head: whether these are told apart by the names of heads, as a table's are.
     """
+    last = scores["trained_task"].max()
     scores = scores.set_index(["patient", "image", "metric", "evaluated_task"])
     rows = []
     for scan in scans:
@@ -36,10 +38,13 @@ def overview(
                 metric, image = metrics_of(head.kind)[0], head.name if by_head else scan["image"]
                 key = scan["patient"], image, metric, number
                 if key in scores.index:
-                    values = scores.loc[[key]].sort_values("trained_task").value
-                    ends = [values.iloc[0], *values.iloc[1:].tail(1)]
-                    name = f"{number}: {head.name}" if by_head else task.name
-                    row[name] = " → ".join(format_number(metric, value) for value in ends)
+                    values = scores.loc[[key]].set_index("trained_task").value
+                    ends = dict.fromkeys((number, last))  # in the middle of a run they are one
+                    words = (
+                        format_number(metric, values[after]) if after in values else NOT_MEASURED
+                        for after in ends
+                    )
+                    row[f"{number}: {head.name}" if by_head else task.name] = " → ".join(words)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -31,6 +31,7 @@ RECIPES = {
 DINER_WEIGHT, DINER_MASK_WEIGHT = 4, 10
 SCHEDULE = {"schedule": "cosine", "warmup_steps": 50}
 DINER = {"keep_optimiser": True}
+HELD = ("ewc", "mas")  # whose penalties on parameters would outweigh a smaller loss of masks
 COORDINATES = {"learning_rate": 2e-3, "batch_size": 3456}  # fewer, to pay for what Muon costs
 
 
@@ -49,8 +50,8 @@ def recommended(config: Mapping[str, Any]) -> dict[str, Any]:
         config |= DINER
     else:
         return config
-    config["mask_factor"] = weight / mask_weight
-    constants = config.get(config["strategy"], {})
+    if config["strategy"] not in HELD:
+        config["mask_factor"] = weight / mask_weight
     if config["strategy"] in ("distillation", "joint", "replay"):
-        constants["weight"] = float(weight)
+        config[config["strategy"]]["weight"] = float(weight)
     return config

@@ -149,7 +149,8 @@ class Run:
         """
         if not self._of_table():
             raise ConfigError(f"{self.workdir}: the tasks of {self.config['scenario']} are fixed.")
-        rows = learn_next(self.workdir, self.config, self._rows, New(image, **new))
+        what = New(image, **new, goes_on=True)
+        rows = learn_next(self.workdir, self.config, self._rows, what)
         return open_run(self.workdir, rows)
 
     def _field(self, scan: dict[str, Any], params: Params, units: str, interpolate: bool):

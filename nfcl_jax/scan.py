@@ -109,7 +109,8 @@ def name_in_table(patient: str, image: str) -> str:
 def is_name(patient: str) -> bool:
     """Whether a patient may have this name: it becomes a part of paths, of JSON and of pages."""
     # Bytes that are no UTF-8 are surrogates, which cannot be written.
-    return bool(re.fullmatch(r"[^./\\\ud800-\udfff][^/\\\ud800-\udfff]*", patient))
+    good = r"[^/\\\x00-\x1f\ud800-\udfff]+"
+    return bool(re.fullmatch(good, patient)) and not patient.startswith(".")
 
 
 def equidistant_frames(num_available: int, num_frames: int) -> tuple[int, ...]:

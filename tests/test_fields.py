@@ -195,3 +195,16 @@ def test_a_fields_constants_and_checks_are_those_of_its_class():
     for name, field in FIELDS.items():
         assert set(field.checks) <= set(constants(name))
         assert field.title and field.learning_rate > 0
+
+
+@pytest.mark.parametrize("name", ["pe_relu", "siren", "finer"])
+def test_a_centred_field_begins_as_one_of_intensities_in_minus_1_to_1(name):
+    """Its answer (1 + f) / 2 is the intensity that f would be."""
+    plain, centred = (
+        create_field({"name": name, "width": 16, "centred": centred}, 2, 1)
+        for centred in (False, True)
+    )
+    key = jax.random.key(0)
+    coords = jax.random.uniform(key, (50, 3), minval=-1)
+    f, own = (field.apply(init_params(field, key, 3), coords) for field in (plain, centred))
+    np.testing.assert_allclose(own, (1 + f) / 2, atol=1e-6)

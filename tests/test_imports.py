@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 ORDER = [
-    "errors", "checks", "sine", "points", "losses", "scan", "fields", "scenarios",
+    "errors", "checks", "sine", "points", "losses", "scan", "initialisers", "fields", "scenarios",
     "padded", "params", "curve", "records", "storage",
     "strategies.base", "strategies.distillation", "strategies.replay", "strategies.importance",
     "strategies.ewc", "strategies.mas", "strategies.ogd", "strategies",

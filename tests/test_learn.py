@@ -62,7 +62,7 @@ def test_what_is_learned_is_not_learned_again(tmp_path):
         learn(tmp_path, SECOND)
     assert learn(tmp_path, SECOND, time=1).tasks == (1, 2)
     assert learn(tmp_path, SECOND, time=1).tasks == (1, 2)
-    with pytest.raises(DataError, match="image was learned already; the rest alone would be righ"):
+    with pytest.raises(DataError, match="the image was learned already; the rest alone would be"):
         learn(tmp_path, FIRST, time=0, mask=LABELS)
 
 
@@ -142,3 +142,78 @@ def test_a_run_of_a_table_learns_by_its_table(tmp_path):
     (own,) = learn_table(tmp_path, tmp_path / "a", ["p,1,one.nii.gz,,0,,"])
     with pytest.raises(ConfigError, match=r"scans\.csv; a row there would be right"):
         nfcl_jax.open_run(own.workdir).learn(SECOND, time=1)
+
+
+def test_the_same_script_again_learns_nothing(tmp_path):
+    """Whatever time the last task had; and what it holds is measured again."""
+
+    def script():
+        run = learn(tmp_path, time_range=(0, 730), channel="T1")
+        run = run.learn(SECOND, time=365, channel="T1")
+        run = run.learn(SECOND[::-1].copy(), channel="FLAIR")
+        return run.learn(mask=LABELS, time=0)
+
+    first, again = script(), script()
+    assert first.tasks == again.tasks == (1, 2, 3, 4)
+    more = again.learn(mask=LABELS, channel="more")
+    now = more.scores[more.scores["trained_task"] == 5]
+    assert set(now["evaluated_task"]) == {1, 2, 3, 4, 5}
+
+
+def test_joint_training_goes_on_with_what_the_script_holds(tmp_path):
+    learn(tmp_path, strategy="joint")
+    run = learn(tmp_path, strategy="joint").learn(SECOND, time=1)
+    assert run.tasks == (1, 2)
+    with pytest.raises(ConfigError, match="joint needs earlier data, which are gone"):
+        nfcl_jax.open_run(tmp_path).learn(FIRST[::-1].copy(), time=0.5)
+
+
+def test_what_cannot_be_learned_is_said_in_one_line(tmp_path, runs):
+    frames = nib.Nifti1Image(np.zeros((10, 9, 8, 5), "f4") + np.arange(5), AFFINE)
+    inches = nib.Nifti1Image(FIRST, AFFINE)
+    inches.header.set_xyzt_units("micron")
+    bad = {
+        "one frame, such as image.slicer": {"image": frames},
+        "lengths are in micrometres": {"image": inches},
+        "two numbers, the smaller first": {"intensity_range": (1, 0)},
+        "must be two numbers, got 3": {"intensity_range": 3},
+        "channel must be a name without slashes": {"channel": "T1/T2"},
+        "time must be a number": {"time": "noon"},
+        "mask is an image and a mask": {"mask": LABELS, "channel": "mask"},
+        "a number for each axis": {"spacing": 2.0},
+    }
+    for message, how in bad.items():
+        with pytest.raises(DataError, match=message):
+            learn(tmp_path / "a", **{"image": FIRST} | how)
+    assert not (tmp_path / "a/config.json").exists()
+    with pytest.raises(ConfigError, match="time_range must be two numbers or None"):
+        learn(tmp_path / "a", time_range=5)
+    with pytest.raises(ConfigError, match="learning_rate must be a number"):
+        learn(tmp_path / "a", settings={"learning_rate": "x"})
+    with pytest.raises(DataError, match="T1 is an image and a mask"):
+        learn(tmp_path / "b", channel="T1").learn(mask=LABELS, channel="T1")
+    theirs = runs("domain_expansion", "siren", "finetune")
+    with pytest.raises(ConfigError, match="holds a run of domain_expansion"):
+        learn(theirs)
+    with pytest.raises(ConfigError, match="holds other runs"):
+        learn(theirs.parents[1])
+
+
+def test_numbers_of_numpy_colours_and_copies(tmp_path):
+    colour = np.stack([FIRST[:, :, 0]] * 3, -1)
+    ends = FIRST.min(), FIRST.max()
+    few = FEW | {"num_steps": np.int64(3)}
+    run = learn(
+        tmp_path, colour, few, mask=1 * (FIRST[:, :, 0] > 0), colour=True, intensity_range=ends
+    )
+    assert run.field().channels == 5
+    values = FIRST.copy()
+    image = nib.Nifti1Image(values, AFFINE)
+    run = learn(tmp_path / "b", image)
+    values[:] = 0
+    assert run.learn(SECOND, time=1, spacing=(1.5, 1.5, 3.0)).tasks == (1, 2)
+
+
+def test_a_fit_that_fails_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="a fit diverged or collapsed"):
+        learn(tmp_path, settings=FEW | {"learning_rate": 1e30, "muon_rate": 0.0})

@@ -15,6 +15,7 @@ from nfcl_jax.config import make_config
 from nfcl_jax.data.sequence import Reading, read_cases
 from nfcl_jax.data.sources import in_memory, read, volume_of_picture
 from nfcl_jax.errors import DataError
+from nfcl_jax.geometry import Grid
 from nfcl_jax.metrics import ssim
 from nfcl_jax.points import PixelGrid, Points, VoxelGrid, index_to_coords, sample_coords
 from nfcl_jax.runner import Caller, run
@@ -101,6 +102,10 @@ def test_pictures_are_read_as_they_look(folder, tmp_path):
     classes = Image.fromarray((RED > 100).astype(np.uint8), "P")
     classes.putpalette([0, 0, 0, 9, 9, 9])
     assert volume_of_picture(classes, "p").data.shape == (WIDTH, HEIGHT, 1)
+    classes.putpalette([0, 0, 0, 128, 0, 0])  # labels are its places
+    np.testing.assert_array_equal(
+        volume_of_picture(classes, "p", is_mask=True).data[..., 0], (RED > 100).T
+    )
     deep = Image.fromarray(GREEN.astype(np.uint16) * 200)
     assert volume_of_picture(deep, "p").range == (0, 65535)
     opaque = Image.fromarray(COLOURS).convert("RGBA")
@@ -197,3 +202,11 @@ def test_continuous_points_of_a_slice_stay_in_its_plane():
     coords = sample_coords(jax.random.key(0), points, grid)
     assert coords.shape == (60, 3)
     np.testing.assert_array_equal(coords[:, 2], index_to_coords(jnp.arange(60), grid)[:, 2])
+
+
+def test_points_in_mm_of_a_sheared_slice_are_in_its_plane():
+    affine = np.array([[2, 0.5, 0, 7], [0, 2, 0.3, 8], [0.1, 0, 3, 9], [0, 0, 0, 1.0]])
+    grid = Grid((6, 5, 1), affine, (1,))
+    at = np.array([[-1.0, -1.0], [1.0, 1.0]])
+    np.testing.assert_allclose(grid.to_mm(at), [affine[:3, 3], (affine @ [5, 4, 0, 1])[:3]])
+    np.testing.assert_allclose(grid.from_mm(grid.to_mm(at)), at, atol=1e-12)

@@ -212,7 +212,7 @@ class _Reader:
     def on_grid(self, file: File, is_mask: bool) -> Found:
         """A file, or a frame of it."""
         try:
-            volume = self.volume(file.path, 4 if file.frame else 3)
+            volume = self.volume(file.path, 4 if file.frame else 3, is_mask)
         except DataError as error:
             hint = " A frame of a 4D file would be file.nii.gz#1."
             raise DataError(f"{error}{hint * ('expected 3 dim' in str(error))}") from error

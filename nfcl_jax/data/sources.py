@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image, ImageOps
 
-from nfcl_jax.data.volumes import Volume, check_file, check_volume, read_volume
+from nfcl_jax.data.volumes import OTHER_UNITS, Volume, check_file, check_volume, read_volume
 from nfcl_jax.errors import DataError, first_line
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -34,12 +34,13 @@ class InMemory:
 Source = Path | InMemory
 
 
-def read(source: Source, dimensions: int) -> Volume:
+def read(source: Source, dimensions: int, is_mask: bool = False) -> Volume:
     """The image of a source; a single slice has one voxel along z.
 
     Args:
       source: where it is.
       dimensions: that a NIfTI file must have, 3 or 4.
+      is_mask: whether it holds labels: those of a picture with a palette are its places.
 
     Raises:
       DataError: if it cannot be used.
@@ -53,13 +54,13 @@ def read(source: Source, dimensions: int) -> Volume:
     check_file(source)
     try:
         with Image.open(source) as picture:
-            pages = getattr(picture, "n_frames", 1)
+            _refuse_several(picture, str(source))
             picture.load()
+    except DataError:
+        raise
     except Exception as error:  # of any kind, as the damage may be
         raise DataError(f"{source}: not a readable picture ({first_line(error)}).") from error
-    if pages > 1:
-        raise DataError(f"{source}: holds {pages} pictures; a file for each would be right.")
-    return volume_of_picture(picture, str(source))
+    return volume_of_picture(picture, str(source), is_mask)
 
 
 def digest(source: Source) -> str:
@@ -71,7 +72,12 @@ def digest(source: Source) -> str:
     return hashlib.sha256(source.read_bytes()).hexdigest()
 
 
-def volume_of_picture(picture: Image.Image, name: str) -> Volume:
+def _refuse_several(picture: Image.Image, name: str) -> None:
+    if (pages := getattr(picture, "n_frames", 1)) > 1:
+        raise DataError(f"{name}: holds {pages} pictures; a file for each would be right.")
+
+
+def volume_of_picture(picture: Image.Image, name: str, is_mask: bool = False) -> Volume:
     """A picture as a single slice with pixels of 1 mm: x to the right, y downwards, its colours, if
     it has any, along a fourth axis. 0 and 1 are the ends of its type, as 0 and 255.
 
@@ -80,6 +86,8 @@ def volume_of_picture(picture: Image.Image, name: str) -> Volume:
         small.
     """
     picture = ImageOps.exif_transpose(picture)  # as cameras mean it
+    if picture.mode == "P" and is_mask:
+        picture = Image.fromarray(np.asarray(picture))
     if picture.mode in ("P", "PA"):
         colours = picture.convert("RGBA")
         grey = all(len(set(colour[:3])) == 1 for _, colour in colours.getcolors(2**24))
@@ -103,7 +111,11 @@ def volume_of_picture(picture: Image.Image, name: str) -> Volume:
 
 
 def in_memory(
-    image: Any, name: str, spacing: Sequence[float] | None = None, colour: bool | None = None
+    image: Any,
+    name: str,
+    spacing: Any = None,
+    colour: bool | None = None,
+    is_mask: bool = False,
 ) -> InMemory:
     """An image that a caller has.
 
@@ -113,29 +125,51 @@ def in_memory(
       name: for messages.
       spacing: voxel size of an array along its axes, in mm; 1 if None.
       colour: whether an array's last axis of three are colours; it must be said of such an array.
+      is_mask: as for `read`.
 
     Raises:
       DataError: if it cannot be used.
     """
     if isinstance(image, Image.Image):
-        return InMemory(name, volume_of_picture(image, name))
+        _refuse_several(image, name)
+        return InMemory(name, volume_of_picture(image, name, is_mask))
     if isinstance(image, nib.spatialimages.SpatialImage):
-        shape = image.shape + (1,) * (len(image.shape) == 2)
-        own, header = np.asarray(image.get_fdata(dtype=np.float32)).reshape(shape), image.header
-        placed = not isinstance(header, nib.Nifti1Header) or bool(
-            header["sform_code"] or header["qform_code"]
-        )
-        sizes = [*map(float, header.get_zooms()[:3]), 1.0][:3]
-        volume = Volume(own, tuple(sizes), np.asarray(image.affine), placed)
+        volume = _volume_of_nibabel(image, name)
     else:
         volume = _volume_of_array(np.asarray(image), name, spacing, colour)
     check_volume(name, volume)
     return InMemory(name, volume)
 
 
-def _volume_of_array(
-    array: np.ndarray, name: str, spacing: Sequence[float] | None, colour: bool | None
-) -> Volume:
+def _volume_of_nibabel(image: Any, name: str) -> Volume:
+    shape, header = list(image.shape), image.header
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    shape += [1] * (len(shape) == 2)
+    if len(shape) != 3:
+        raise DataError(
+            f"{name}: shape {image.shape}; one frame, such as image.slicer[..., 0], would be right."
+        )
+    if image.get_data_dtype().kind not in "iuf":
+        raise DataError(f"{name}: holds {image.get_data_dtype()}; real numbers would be right.")
+    placed = True
+    if isinstance(header, nib.Nifti1Header):
+        placed = bool(header["sform_code"] or header["qform_code"])
+        if unit := OTHER_UNITS.get(int(header["xyzt_units"]) & 7):
+            raise DataError(f"{name}: its lengths are in {unit}; mm would be right.")
+    # A copy: nibabel's may be a view of what the caller writes to later.
+    voxels = np.array(image.get_fdata(dtype=np.float32)).reshape(shape)
+    sizes = _three(header.get_zooms()[: len(image.shape)])
+    return Volume(voxels, sizes, np.array(image.affine), placed)
+
+
+def _three(sizes: Sequence) -> tuple[float, float, float]:
+    """Voxel sizes, of which a slice has no third: it is as thick as it is wide."""
+    x, y, *z = map(float, sizes)
+    return x, y, (z[0] if z and z[0] else max(x, y))
+
+
+def _volume_of_array(array: np.ndarray, name: str, spacing: Any, colour: bool | None) -> Volume:
     if array.dtype.kind not in "biuf":
         raise DataError(f"{name}: holds {array.dtype}; real numbers would be right.")
     if array.ndim == 3 and array.shape[2] == 3 and colour is None:
@@ -148,8 +182,10 @@ def _volume_of_array(
         raise DataError(f"{name}: shape {array.shape}; {wanted} would be right.")
     if array.ndim == 2 or colour:
         array = array[:, :, None]
-    sizes = [1.0] * 3 if spacing is None else [*map(float, spacing), 1.0][:3]
+    if spacing is not None and (np.ndim(spacing) != 1 or len(spacing) not in (2, 3)):
+        raise DataError(f"{name}: spacing {spacing!r}; a number for each axis would be right.")
+    sizes = _three((1.0, 1.0) if spacing is None else spacing)
     with np.errstate(over="ignore"):
         voxels = np.array(array, np.float32)
     bytes_of_colour = (0.0, 255.0) if colour and array.dtype == np.uint8 else None
-    return Volume(voxels, tuple(sizes), np.diag([*sizes, 1.0]), False, bytes_of_colour)
+    return Volume(voxels, sizes, np.diag([*sizes, 1.0]), False, bytes_of_colour)

@@ -180,7 +180,7 @@ def _row(
         )
     if not re.fullmatch(r"0*[1-9][0-9]{0,4}([.,]0+)?", task, re.ASCII):
         faults.append(f"task must be a whole number from 1, found {task[:80]!r}.")
-    files = {name: _file(folder, cells.get(name, "")) for name in ("image", "mask")}
+    files = {name: file_of(folder, cells.get(name, "")) for name in ("image", "mask")}
     if not any(files.values()):
         faults.append("neither an image nor a mask; one of them would be right.")
     if any(file and file.frame == 0 for file in files.values()):
@@ -213,7 +213,8 @@ def _row(
     )
 
 
-def _file(folder: Path, cell: str) -> File | None:
+def file_of(folder: Path, cell: str) -> File | None:
+    """What a cell names: a file relative to a folder, or a frame of one."""
     if not cell:
         return None
     name, frame = cell, None

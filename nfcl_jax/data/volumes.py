@@ -109,8 +109,8 @@ def read_volume(
         unit = OTHER_UNITS.get(int(stored["xyzt_units"]) & 7)
     except Exception as error:  # a damaged header fails in any way
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
-    if single_slice and len(shape) == 2:
-        shape, spacing = (*shape, 1), (*spacing[:2], spacing[2] or 1.0)
+    if single_slice and shape[2:] in ((), (1,)):  # it is as thick as it is wide
+        shape, spacing = (*shape[:2], 1), (*spacing[:2], spacing[2] or max(spacing[:2]))
     if len(shape) != dimensions or min(shape) < 1:
         raise DataError(f"{path}: expected {dimensions} dimensions, found shape {shape}.")
     if unit:

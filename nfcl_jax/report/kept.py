@@ -9,13 +9,12 @@ import numpy as np
 from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.metrics import METRICS, format_number, metric_title, metrics_of
 from nfcl_jax.records import Fit, Score
+from nfcl_jax.report.scores import NOT_MEASURED
 from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import label_of, names_of
 from nfcl_jax.scan import name_in_table
 from nfcl_jax.scenarios import Head, Task, tasks_of
 from nfcl_jax.table_run import stored_runs
-
-NOT_MEASURED = "not measured"
 
 
 class Field(NamedTuple):
@@ -125,11 +124,14 @@ def answer(fields: Sequence[Field], kept: Sequence[Kept]) -> str:
             worst, decimals = max(lost, key=lambda own: own.lost), METRICS[metric].decimals
             mean = np.mean([own.lost for own in lost])
             word = "gained" if mean < 0 else "lost"
-            sentences.append(
+            sentence = (
                 f"Since they were learned, the earlier {what} have {word} "
-                f"{abs(mean):.{decimals}f}{unit} on average; {worst.learned} of {worst.patient} "
-                f"has lost the most, {worst.lost:z.{decimals}f}."
+                f"{abs(mean):.{decimals}f}{unit} on average"
             )
+            if worst.lost > 0:
+                sentence += f"; {worst.learned} of {worst.patient} has lost the most, "
+                sentence += f"{worst.lost:.{decimals}f}"
+            sentences.append(f"{sentence}.")
     gone = sum(own.now is None for own in kept)
     if gone:
         sentences.append(f"{gone} of {len(kept)} could not be measured any more.")

@@ -10,6 +10,7 @@ from nfcl_jax.config import constants_of
 from nfcl_jax.records import Fit, Score
 from nfcl_jax.report.statistics import mean_interval
 
+NOT_MEASURED = "not measured"  # any more: the file is gone
 KEY = ["scenario", "field", "strategy", "trained_task", "evaluated_task", "metric"]
 
 

@@ -1,6 +1,7 @@
 """The report of a table of scans, from the folders of its runs, and from its files if they are
 still there."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def write_sequence_report(
     names = [field.name for field in fields]
     if patient is not None and patient not in names:
         raise ReportError(f"no field of {patient} in {workdir}; there are {', '.join(names)}.")
-    shown = fields[names.index(patient) if patient else 0]
+    ready = next((name for name in names if name in (scans or {})), names[0])
+    shown = fields[names.index(patient or ready)]
     kept, notes = kept_of(fields), notes_of(workdir, fields)
     scan, faults = (scans or {}).get(shown.name), []
     if not scan:
@@ -113,11 +115,13 @@ def _read_again(field: Field) -> tuple[Scan | None, list[str]]:
         reading = Reading(time_range_of(data["time_range"]), data["resample"])
         known = known_of(field.folder, field.record, field.config)
         rows = [row for row in rows if row.task <= len(field.tasks)]
-        cases, faults = read_case(rows, reading, known)
-        if not faults:
+        cases, faults = read_case(rows, reading, known) if rows else ([], {})
+        there = [json.loads(json.dumps(case.scan.source["rows"])) for case in cases]
+        if there == [known.record["rows"]]:
             return cases[0].scan, []
-        fault = next(iter(faults.values()))[0]
-    except (DataError, OSError, IndexError) as error:
+        (fault,) = faults.values() or [["the table has other files, or none."]]
+        fault = fault[0]
+    except (DataError, OSError) as error:
         fault = first_line(error)
     return None, [f"{field.name} is shown without its scans, which cannot be read: {fault}"]
 
