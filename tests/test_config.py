@@ -90,7 +90,9 @@ def test_a_config_of_an_earlier_version_is_read_in_todays_terms():
     del early["warmup_steps"]
     assert in_todays_terms(early)["field"]["knots"] == 0  # its full batches asked every voxel
     assert in_todays_terms(early)["warmup_steps"] == 0
-    early = config | {"field": {k: v for k, v in config["field"].items() if k != "time_scale"}}
+    early = config | {
+        "field": {k: v for k, v in config["field"].items() if k not in ("time_scale", "centred")}
+    }
     assert in_todays_terms(early) == config
     distilled = make_config("domain_expansion", "siren", "distillation")
     early = distilled | {"distillation": {"weight": 1.0, "points": "voxels"}}
