@@ -186,8 +186,8 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
 
 def test_a_fields_constants_and_checks_are_those_of_its_class():
     assert constants("finer") == {
-        "width": 256, "depth": 3, "time_scale": 1.0, "centred": False, "w0": 5.0, "detach_scale": True,
-        "first_bias": 0.0,
+        "width": 256, "depth": 3, "time_scale": 1.0, "centred": False, "w0": 5.0,
+        "detach_scale": True, "first_bias": 0.0,
     }  # fmt: skip
     own = {"table_features", "table_range", "knots", "initialisation"}
     assert constants("diner").keys() == {"width", "depth"} | own
