@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from nfcl_jax import step
 from nfcl_jax.params import render
+from nfcl_jax.points import num_space_axes
 from nfcl_jax.scan import Scan
 
 POINTS_IN_FLIGHT = 2**17  # that an accelerator is given at once: some GB of activations
@@ -55,8 +56,12 @@ def make_batches(
         scans_per_batch = devices * scans_at_once(platform, points)
     count = min(scans_per_batch or len(scans), len(scans))
     count = -(-count // devices) * devices
-    ordered = sorted(scans, key=lambda scan: (scan.num_voxels, scan.name))
-    return count, [ordered[i : i + count] for i in range(0, len(ordered), count)]
+    batches = []
+    for space in (2, 3):  # single slices have fields of other coordinates
+        own = [scan for scan in scans if num_space_axes(scan.shape) == space]
+        own.sort(key=lambda scan: (scan.num_voxels, scan.name))
+        batches += [own[i : i + count] for i in range(0, len(own), count)]
+    return count, batches
 
 
 def filled(batch: Sequence[Any], count: int) -> list[Any]:

@@ -101,10 +101,19 @@ def test_scans_fitted_at_once_as_on_accelerators_end_alike(at_once):
 
 @pytest.mark.parametrize(("wanted", "sizes"), [(0, [5]), (2, [2, 2, 1]), (9, [5]), (None, [1] * 5)])
 def test_batches_hold_scans_of_similar_size(wanted, sizes):
-    _, batches = make_batches(cohort(), wanted, 64, device_mesh(jax.devices()[:1]))
+    shapes = [(9, 8, 3), (7, 8, 2), (9, 9, 2), (8, 8, 4), (7, 7, 2)]
+    scans = [make_scan(f"patient{i}", shape) for i, shape in enumerate(shapes)]
+    _, batches = make_batches(scans, wanted, 64, device_mesh(jax.devices()[:1]))
     assert [len(batch) for batch in batches] == sizes
     voxels = [scan.num_voxels for batch in batches for scan in batch]
     assert voxels == sorted(voxels)
+
+
+def test_single_slices_are_in_batches_of_their_own():
+    """Their fields take other coordinates."""
+    scans = [make_scan(f"p{i}", shape) for i, shape in enumerate([(7, 8, 1), (7, 7, 2), (9, 9, 1)])]
+    count, batches = make_batches(scans, 0, 64, device_mesh(jax.devices()[:1]))
+    assert count == 3 and [[s.patient for s in own] for own in batches] == [["p0", "p2"], ["p1"]]
 
 
 @pytest.mark.parametrize(
