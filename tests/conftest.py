@@ -15,6 +15,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nfcl_jax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -41,6 +42,14 @@ def pytest_collection_modifyitems(config, items):
 
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """A process that holds hundreds of compiled programs can crash in XLA when it saves or loads
+    another one."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
