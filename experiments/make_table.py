@@ -23,12 +23,12 @@ from experiments.launch.cli import launch
 from nfcl_jax.adopt import adopt, config_of_table
 from nfcl_jax.config import ABSENT, read_config, split_words
 from nfcl_jax.data.acdc import PHASES, find_patients, read_info, read_phase
+from nfcl_jax.data.cohorts import refuse_faults
 from nfcl_jax.data.sequence import Reading, read_cases, time_range_of
 from nfcl_jax.data.table import COLUMNS
 from nfcl_jax.data.volumes import read_volume
 from nfcl_jax.scan import equidistant_frames
 from nfcl_jax.storage import write_file
-from nfcl_jax.table_run import refuse_faults
 
 SCENARIOS = ("domain_expansion", "signal_expansion")
 

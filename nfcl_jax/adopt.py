@@ -9,7 +9,7 @@ from nfcl_jax import checkpoints
 from nfcl_jax.config import make_config, read_config
 from nfcl_jax.data.sequence import Case
 from nfcl_jax.errors import ConfigError, RunError
-from nfcl_jax.records import Fit, Score
+from nfcl_jax.records import Score
 from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import (
     PATIENTS,
@@ -21,6 +21,7 @@ from nfcl_jax.run_folder import (
     read_records,
     write_description,
 )
+from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SEQUENCE, Task, describe_tasks, tasks_of
 from nfcl_jax.storage import write_csv
 
@@ -80,9 +81,9 @@ def adopt(run: Path, cases: Iterable[Case], config: Mapping[str, Any], workdir: 
         described = describe_scans([scan], whole, {})
         folder.mkdir(parents=True)
         write_description(folder, whole, described)
-        rows = [row for row in scores if (row.patient, row.image) == (scan.patient, scan.image)]
-        write_csv(folder / "metrics.csv", _by_head(rows, tasks), label_of(whole))
-        write_csv(folder / "fits.csv", [fit for fit in fits if _is_of(fit, case)])
+        rows = _by_head(_of(scan, scores), tasks)
+        write_csv(folder / "metrics.csv", rows, label_of(whole))
+        write_csv(folder / "fits.csv", _of(scan, fits))
         own.append((folder, scan.name, whole, described))
     if not own:
         raise ConfigError(f"{run}: has learned {', '.join(names)}, none of which is in the table.")
@@ -113,5 +114,6 @@ def _by_head(rows: Iterable[Score], tasks: tuple[Task, ...]) -> list[Score]:
     return [row._replace(image=tasks[row.evaluated_task - 1].head.name) for row in rows]
 
 
-def _is_of(fit: Fit, case: Case) -> bool:
-    return (fit.patient, fit.image) == (case.scan.patient, case.scan.image)
+def _of(scan: Scan, rows: Iterable[Any]) -> list[Any]:
+    """The scores, or fits, of one scan."""
+    return [row for row in rows if (row.patient, row.image) == (scan.patient, scan.image)]

@@ -11,9 +11,10 @@ import numpy as np
 
 from nfcl_jax.config import make_config, read_config
 from nfcl_jax.data import sources
+from nfcl_jax.data.cohorts import refuse_faults
 from nfcl_jax.data.sequence import Reading, read_case, time_range_of
 from nfcl_jax.data.sources import InMemory, in_memory
-from nfcl_jax.data.table import File, Row, file_of
+from nfcl_jax.data.table import File, Row, file_of, of_two_kinds
 from nfcl_jax.errors import ConfigError, DataError
 from nfcl_jax.locks import locked
 from nfcl_jax.recommended import recommended
@@ -22,7 +23,7 @@ from nfcl_jax.run_folder import PATIENTS, refuse_another_run
 from nfcl_jax.runner import Caller, run
 from nfcl_jax.scan import is_name
 from nfcl_jax.scenarios import SEQUENCE
-from nfcl_jax.table_run import known_of, plan_run, refuse_faults, stored_runs
+from nfcl_jax.table_run import known_of, plan_run, stored_runs
 
 PATIENT = "scan"  # whoever it is
 
@@ -109,7 +110,8 @@ def learn_next(
         if found := _learned_in(row, records):
             log.info("%s: is learned already", workdir)
             return _with_files(rows, found)
-        _refuse_another_kind(rows, row)
+        if fault := next(iter(of_two_kinds([*rows, row])), ""):
+            raise DataError(fault)
         reading = Reading(time_range_of(config["data"]["time_range"]), config["data"]["resample"])
         cases, faults = read_case([*rows, row], reading, known)
         refuse_faults(faults)
@@ -260,11 +262,3 @@ def _learned_in(
 def _with_files(rows: Sequence[Row], found: Mapping[int, Mapping[str, File]]) -> tuple[Row, ...]:
     """The rows with the files that a caller still has."""
     return tuple(row._replace(**found.get(row.task, {})) for row in rows)
-
-
-def _refuse_another_kind(rows: Sequence[Row], new: Row) -> None:
-    """Raises DataError if a name is that of an image and of a mask."""
-    both = [*rows, new]
-    images = {row.channel for row in both if row.image}
-    for name in sorted(images & {row.mask_name for row in both if row.mask}):
-        raise DataError(f"{name} is an image and a mask; another channel would be right.")

@@ -97,7 +97,7 @@ def read_data(config: Mapping[str, Any], scenarios: Iterable[str], workdir: Path
     for warning in cohort.warnings:
         log.warning(warning)
     if not data["skip_invalid"] or not any(cohort.scans.values()):
-        refuse_faults(cohort)
+        refuse_faults(cohort.faults)
     return cohort
 
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.config import check_config, read_config
+from nfcl_jax.data.cohorts import refuse_faults
 from nfcl_jax.data.sequence import Case, Known, Reading, read_cases, time_range_of
-from nfcl_jax.errors import ConfigError, DataError, RunError
+from nfcl_jax.errors import ConfigError, RunError
 from nfcl_jax.records import Score
 from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import PATIENTS, describe_scans, read_records, refuse_another_run
@@ -52,13 +53,6 @@ def read_data(config: Mapping[str, Any], workdir: Path) -> list[Case]:
     cases, faults = read_cases(Path(table), Reading(times, resample), learned_before(workdir))
     refuse_faults(faults)
     return cases
-
-
-def refuse_faults(faults: Mapping[str, list[str]]) -> None:
-    """Raises DataError with all the faults, if there are any."""
-    lines = [line for own in faults.values() for line in own]
-    if lines:
-        raise DataError("\n".join(["the data cannot be used as it is:", *lines]))
 
 
 def learned_before(workdir: Path) -> dict[str, Known]:

@@ -34,7 +34,7 @@ def test_a_fault_is_named_and_the_others_can_be_used(root, fault):
     (line, *_) = cohort.faults["patient002"]
     assert line.startswith(str(root / "patient002")), line
     with pytest.raises(DataError, match=message):
-        refuse_faults(cohort)
+        refuse_faults(cohort.faults)
     for scans in cohort.scans.values():
         assert {scan.patient for scan in scans} == {"patient001", "patient003"}
 

@@ -5,7 +5,7 @@ A data set is added by an entry in DATASETS.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,12 +156,12 @@ def read_scans(
       DataError: with one line for each fault of each patient.
     """
     cohort = read_cohort(root, [scenario], patients, dataset, intensity_range)
-    refuse_faults(cohort)
+    refuse_faults(cohort.faults)
     return cohort.scans[scenario]
 
 
-def refuse_faults(cohort: Cohort) -> None:
-    """Raises DataError with one line for each fault, if there are any."""
-    lines = [line for faults in cohort.faults.values() for line in faults]
+def refuse_faults(faults: Mapping[str, list[str]]) -> None:
+    """Raises DataError with one line for each fault of each patient, if there are any."""
+    lines = [line for own in faults.values() for line in own]
     if lines:
         raise DataError("\n".join(["the data cannot be used as it is:", *lines]))

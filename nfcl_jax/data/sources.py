@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,14 @@ import nibabel as nib
 import numpy as np
 from PIL import Image, ImageOps
 
-from nfcl_jax.data.volumes import OTHER_UNITS, Volume, check_file, check_volume, read_volume
+from nfcl_jax.data.volumes import (
+    OTHER_UNITS,
+    Volume,
+    check_file,
+    check_volume,
+    of_slice,
+    read_volume,
+)
 from nfcl_jax.errors import DataError, first_line
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -159,14 +165,9 @@ def _volume_of_nibabel(image: Any, name: str) -> Volume:
             raise DataError(f"{name}: its lengths are in {unit}; mm would be right.")
     # A copy: nibabel's may be a view of what the caller writes to later.
     voxels = np.array(image.get_fdata(dtype=np.float32)).reshape(shape)
-    sizes = _three(header.get_zooms()[: len(image.shape)])
+    sizes = header.get_zooms()[: min(len(image.shape), 3)]
+    sizes = of_slice(sizes) if shape[2] == 1 else tuple(map(float, sizes))
     return Volume(voxels, sizes, np.array(image.affine), placed)
-
-
-def _three(sizes: Sequence) -> tuple[float, float, float]:
-    """Voxel sizes, of which a slice has no third: it is as thick as it is wide."""
-    x, y, *z = map(float, sizes)
-    return x, y, (z[0] if z and z[0] else max(x, y))
 
 
 def _volume_of_array(array: np.ndarray, name: str, spacing: Any, colour: bool | None) -> Volume:
@@ -182,9 +183,12 @@ def _volume_of_array(array: np.ndarray, name: str, spacing: Any, colour: bool | 
         raise DataError(f"{name}: shape {array.shape}; {wanted} would be right.")
     if array.ndim == 2 or colour:
         array = array[:, :, None]
-    if spacing is not None and (np.ndim(spacing) != 1 or len(spacing) not in (2, 3)):
+    flat = array.shape[2] == 1
+    if spacing is None:
+        spacing = (1.0,) * 3
+    if np.ndim(spacing) != 1 or len(spacing) not in ((2, 3) if flat else (3,)):
         raise DataError(f"{name}: spacing {spacing!r}; a number for each axis would be right.")
-    sizes = _three((1.0, 1.0) if spacing is None else spacing)
+    sizes = of_slice(spacing) if flat else tuple(map(float, spacing))
     with np.errstate(over="ignore"):
         voxels = np.array(array, np.float32)
     bytes_of_colour = (0.0, 255.0) if colour and array.dtype == np.uint8 else None

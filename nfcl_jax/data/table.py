@@ -261,6 +261,13 @@ def _contradictions(rows: Iterable[Row], whole: bool) -> Iterator[str]:
                         "another time or channel would be right (of a second mask, in a row "
                         "without an image)."
                     )
-        images = {row.channel for row in own if row.image}
-        for name in sorted(images & {row.mask_name for row in own if row.mask}):
-            yield f"{patient}: {name} is an image and a mask; another channel would be right."
+        yield from (f"{patient}: {fault}" for fault in of_two_kinds(own))
+
+
+def of_two_kinds(rows: Iterable[Row]) -> list[str]:
+    """What is wrong with names of one patient that are an image's and a mask's."""
+    rows = list(rows)
+    both = {row.channel for row in rows if row.image} & {r.mask_name for r in rows if r.mask}
+    return [
+        f"{name} is an image and a mask; another channel would be right." for name in sorted(both)
+    ]

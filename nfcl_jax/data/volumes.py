@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -109,8 +110,8 @@ def read_volume(
         unit = OTHER_UNITS.get(int(stored["xyzt_units"]) & 7)
     except Exception as error:  # a damaged header fails in any way
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
-    if single_slice and shape[2:] in ((), (1,)):  # it is as thick as it is wide
-        shape, spacing = (*shape[:2], 1), (*spacing[:2], spacing[2] or max(spacing[:2]))
+    if single_slice and shape[2:] in ((), (1,)):
+        shape, spacing = (*shape[:2], 1), of_slice(spacing)
     if len(shape) != dimensions or min(shape) < 1:
         raise DataError(f"{path}: expected {dimensions} dimensions, found shape {shape}.")
     if unit:
@@ -135,6 +136,12 @@ def read_volume(
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
     _check_finite(str(path), data)
     return Volume(data.reshape(shape), spacing, affine, placed)
+
+
+def of_slice(sizes: Sequence) -> tuple[float, float, float]:
+    """Voxel sizes of a slice, of which it may have no third: it is as thick as it is wide."""
+    x, y, *z = map(float, sizes)
+    return x, y, (z[0] if z and z[0] else max(x, y))
 
 
 def check_volume(name: str, volume: Volume) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from nfcl_jax.config import read_config
 from nfcl_jax.data.sequence import Reading, read_case, time_range_of
 from nfcl_jax.data.table import read_table
 from nfcl_jax.errors import DataError, ReportError, first_line
@@ -20,12 +21,13 @@ from nfcl_jax.report.drawn import write_figures
 from nfcl_jax.report.figures import STYLE
 from nfcl_jax.report.kept import Field, Kept, answer, fields_of, kept_of, notes_of
 from nfcl_jax.report.panels import Panel, panel_grid
+from nfcl_jax.run_folder import PATIENTS
 from nfcl_jax.runs import open_run
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import Head, Lesson
+from nfcl_jax.scenarios import SEQUENCE, Head, Lesson
 from nfcl_jax.storage import write_file
 from nfcl_jax.strategies import strategy_title
-from nfcl_jax.table_run import known_of, stored_runs
+from nfcl_jax.table_run import known_of
 
 MOST_PANELS, MOST_ROWS = 12, 10  # of a figure that can be read
 FIGURES = ("over_tasks_*", "pictures")
@@ -33,10 +35,10 @@ FIGURES = ("over_tasks_*", "pictures")
 
 def is_of_a_table(workdir: Path) -> bool:
     """Whether this is the folder of a table of scans, or of one of its runs."""
-    try:
-        return next(stored_runs(workdir), None) is not None
-    except Exception:  # another run's, whose faults others tell
-        return False
+    own = workdir / "config.json"
+    if own.exists():
+        return read_config(own)["scenario"] == SEQUENCE
+    return (workdir / PATIENTS).is_dir()
 
 
 def write_sequence_report(
