@@ -21,12 +21,13 @@ from absl import app, flags
 from configs.sequence import PAPER, get_config
 from experiments.launch.cli import launch
 from nfcl_jax.adopt import adopt, config_of_table
-from nfcl_jax.config import ABSENT, read_config, split_words
+from nfcl_jax.config import ABSENT, split_words
 from nfcl_jax.data.acdc import PHASES, find_patients, read_info, read_phase
 from nfcl_jax.data.cohorts import refuse_faults
 from nfcl_jax.data.sequence import Reading, read_cases, time_range_of
 from nfcl_jax.data.table import COLUMNS
 from nfcl_jax.data.volumes import read_volume
+from nfcl_jax.runs import open_run
 from nfcl_jax.scan import equidistant_frames
 from nfcl_jax.storage import write_file
 
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if (_RUN.value is None) != (_WORKDIR.value is None):
         raise app.UsageError("--run and --workdir go together.")
+    theirs = open_run(_RUN.value).config if _RUN.value else None  # before anything is written
     out, text = Path(_OUT.value), io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -55,15 +57,15 @@ def main(argv: list[str]) -> None:
             writer.writerow(row | files)
     write_file(out, text.getvalue())
     times = "0,3" if _SCENARIO.value == SCENARIOS[0] else ""
-    if _RUN.value:
-        print(f"rows that are added to {out} are learned by\n{take_over(out, times)}")
+    if theirs:
+        print(f"rows that are added to {out} are learned by\n{take_over(theirs, out, times)}")
     elif times:
         print(f"{out}: --config.data.time_range={times} makes the times those of the paper.")
 
 
-def take_over(table: Path, times: str) -> str:
+def take_over(theirs: Mapping[str, Any], table: Path, times: str) -> str:
     """Makes a run's fields those of the table's, and says by which command they go on."""
-    config = config_of_table(read_config(Path(_RUN.value) / "config.json"), table, times)
+    config = config_of_table(theirs, table, times)
     cases, faults = read_cases(table, Reading(time_range_of(times)))
     refuse_faults(faults)
     adopt(Path(_RUN.value), cases, config, Path(_WORKDIR.value))

@@ -66,6 +66,9 @@ def test_what_cannot_be_taken_over_is_refused(phantom_root, runs, tmp_path):
     shutil.rmtree(tmp_path / "half/checkpoints/task_4")
     half = take_over(phantom_root, tmp_path / "half", out, tmp_path / "d")
     assert half.returncode and "not finished" in half.stderr
+    nowhere = take_over(phantom_root, tmp_path / "no", tmp_path / "no.csv", tmp_path / "e")
+    assert nowhere.returncode and "is not the folder of a run" in nowhere.stderr
+    assert not (tmp_path / "no.csv").exists()
     alone = command("experiments.make_table", f"--acdc={phantom_root}", f"--run={theirs}",
                     "--scenario=domain_expansion", f"--out={out}")  # fmt: skip
     assert alone.returncode and "--run and --workdir go together" in alone.stderr
