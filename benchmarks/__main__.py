@@ -26,7 +26,7 @@ from nfcl_jax.config import MATMUL_PRECISIONS
 from nfcl_jax.data.cohorts import read_scans
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fields import FIELDS
-from nfcl_jax.runner import written_phantom
+from nfcl_jax.inputs import written_phantom
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.storage import write_file

@@ -21,8 +21,8 @@ from benchmarks.torch_loop import field_for, frozen, render, task_step, voxel_in
 from experiments.launch.cli import launch
 from experiments.launch.grid import make_cells
 from nfcl_jax.errors import ConfigError
+from nfcl_jax.inputs import read_data
 from nfcl_jax.metrics import score
-from nfcl_jax.runner import read_data
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import num_frames, tasks_of
 

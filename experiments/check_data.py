@@ -72,7 +72,7 @@ def check_root(console: Console) -> None:
     for name in _SCENARIOS.value:
         look_up(SCENARIOS, "scenario", name, ConfigError)
     patients = split_words(_PATIENTS.value)
-    cohort = read_cohort(_ROOT.value, _SCENARIOS.value, patients, _DATASET.value)
+    cohort = read_cohort(_ROOT.value, _SCENARIOS.value, patients, _DATASET.value, kept_bytes=0)
     scans = [scan for own in cohort.scans.values() for scan in own]
     patients = sorted({scan.patient for scan in scans} | set(cohort.faults))
     console.print(table(cohort.faults, scans, patients))

@@ -12,9 +12,8 @@ from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
-from rich.console import Console
 
-from experiments.launch.cli import launch
+from experiments.launch.cli import launch, screen
 from experiments.launch.grid import run_grid
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/paper.py, or another grid")
@@ -24,9 +23,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if not run_grid(_CONFIG.value.to_dict(), Path(_WORKDIR.value), Console()):
+    if not run_grid(_CONFIG.value.to_dict(), Path(_WORKDIR.value), screen()):
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    launch(main, required=["config", "workdir"])
+    launch(main, required=["config", "workdir"], several=True)

@@ -14,15 +14,17 @@ from absl import app, flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from experiments.launch.cli import launch
+from experiments.launch.cli import launch, screen
 from experiments.launch.console import ProgressBar, kept_table, log_to_screen, summary_table
-from nfcl_jax import table_run
+from nfcl_jax import processes, table_run
 from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.config import check_config
-from nfcl_jax.locks import Stopped, locked, stopping
+from nfcl_jax.errors import ConfigError, Stopped
+from nfcl_jax.inputs import read_data
+from nfcl_jax.locks import locked, stopping
 from nfcl_jax.report.sequence import write_sequence_report
 from nfcl_jax.run_folder import label_of, refuse_another_run
-from nfcl_jax.runner import Caller, planned_work, read_data, run
+from nfcl_jax.runner import Caller, planned_work, run
 from nfcl_jax.scenarios import SEQUENCE, tasks_of
 from nfcl_jax.storage import write_csv
 
@@ -33,7 +35,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    train(_CONFIG.value.to_dict(), Path(_WORKDIR.value), Console())
+    train(_CONFIG.value.to_dict(), Path(_WORKDIR.value), screen())
 
 
 def train(config: dict[str, Any], workdir: Path, console: Console) -> None:
@@ -47,9 +49,11 @@ def train(config: dict[str, Any], workdir: Path, console: Console) -> None:
     """
     check_config(config)
     if config["scenario"] == SEQUENCE:
+        if processes.count() > 1:
+            raise ConfigError("a table is learned in one process; give each a table of its own.")
         return train_table(config, workdir, console)
     refuse_another_run(config, None, workdir)  # before anything is written there
-    with log_to_screen(console), locked(workdir), stopping() as asked_to_stop:
+    with log_to_screen(console), locked(workdir), stopping(workdir) as asked_to_stop:
         cohort = read_data(config, [config["scenario"]], workdir)
         scans = cohort.scans[config["scenario"]]
         work = planned_work(config, scans, learned=num_learned(workdir))
@@ -59,7 +63,8 @@ def train(config: dict[str, Any], workdir: Path, console: Console) -> None:
         ):
             caller = Caller(on_progress, asked_to_stop, left_out=cohort.faults)
             outcome = run(config, scans, workdir, caller)
-    patients = len({scan.patient for scan in scans})
+    names = {scan.patient for scan in scans}
+    patients = len({name for own in processes.gathered(sorted(names)) for name in own})
     console.print(summary_table(outcome.summary, label_of(config), tasks_of(config), patients))
     if outcome.failed:
         console.print(f"diverged or collapsed: {', '.join(outcome.failed)}; see {workdir}/fits.csv")
@@ -72,7 +77,7 @@ def train(config: dict[str, Any], workdir: Path, console: Console) -> None:
 def train_table(config: dict[str, Any], workdir: Path, console: Console) -> None:
     """The same for a table of scans, each field of which has a run of its own."""
     failed: list[str] = []
-    with log_to_screen(console), locked(workdir), stopping() as asked_to_stop:
+    with log_to_screen(console), locked(workdir), stopping(workdir) as asked_to_stop:
         runs = table_run.plan(config, table_run.read_data(config, workdir), workdir)
         scores = table_run.scores_below(workdir)
         works = [
@@ -99,4 +104,4 @@ def train_table(config: dict[str, Any], workdir: Path, console: Console) -> None
 
 
 if __name__ == "__main__":
-    launch(main, required=["config", "workdir"])
+    launch(main, required=["config", "workdir"], several=True)

@@ -23,8 +23,9 @@ QUICK_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitte
 
 
 def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of the devices (all, if None) along one axis, over which scans are spread."""
-    devices = jax.devices() if devices is None else list(devices)
+    """A mesh of the devices (all of this process, if None) along one axis, over which scans are
+    spread. Those of other processes have scans of their own."""
+    devices = jax.local_devices() if devices is None else list(devices)
     return jax.make_mesh((len(devices),), ("scans",), axis_types=(AxisType.Auto,), devices=devices)
 
 

@@ -7,27 +7,24 @@ where they are kept. The run's config, its scans and the task's number go in as 
 that it explains itself.
 """
 
-import hashlib
 import itertools
-import math
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from orbax.checkpoint import v1 as ocp
 
+from nfcl_jax import processes
 from nfcl_jax.errors import CheckpointError, first_line
 from nfcl_jax.fields import Params
+from nfcl_jax.parts import FORMAT, STATE, load_part, read_part, remove_unfinished, save_part
 from nfcl_jax.records import Learned
-from nfcl_jax.storage import refuse_inflated
 
-FORMAT = 1
-STATE = "strategy"  # the key of a strategy's state, beside "params"
+# Of a large cohort a checkpoint is a folder of several, part_1 and so on: Orbax takes a checkpoint
+# as a whole, and more than twice its size of memory.
+PART_BYTES = 2**27
 
 
 def checkpoint_path(workdir: str | Path, task: int) -> Path:
@@ -38,42 +35,75 @@ def checkpoint_path(workdir: str | Path, task: int) -> Path:
 def save(
     workdir: str | Path, task: int, learned: Mapping[str, Learned], metadata: dict[str, Any]
 ) -> None:
-    """Writes what a task left, whole or not at all.
+    """Writes what a task left, whole or not at all. Where there are several processes, all of them
+    take part, each with the same arguments.
 
     Args:
       workdir: the run's folder.
       task: the task's number, from 1.
-      learned: by the scan's name, "patient001/cine".
+      learned: by the scan's name, "patient001/cine"; no more than a part is asked for at once.
       metadata: anything that JSON can hold; `task` and `format` are added.
 
     Raises:
       CheckpointError: if it cannot be written.
     """
-    tree: dict[str, dict[str, Any]] = {}
-    for name, (params, state) in learned.items():
-        patient, image = name.split("/")
-        both = params | ({STATE: state} if state else {})
-        tree.setdefault(patient, {})[image] = jax.tree.map(np.asarray, both)
-    digests = {name: digest(own.params) for name, own in learned.items()}
-    digests |= {f"{name}/{STATE}": digest(own.state) for name, own in learned.items() if own.state}
     path = checkpoint_path(workdir, task)
-    about = metadata | {"task": task, "format": FORMAT, "digests": digests}
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    about = metadata | {"task": task, "format": FORMAT}
     try:
-        _refuse_full_disk(path, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
-        ocp.save(path, tree, custom_metadata=about)
+        processes.on_first(lambda: shutil.rmtree(unfinished, ignore_errors=True))
+        part, rest = _next_part(learned, list(learned))
+        if not rest:
+            return save_part(path, part, about)
+        for number in itertools.count(1):
+            save_part(unfinished / f"part_{number}", part, about)
+            if not rest:
+                break
+            part, rest = _next_part(learned, rest)
+        processes.on_first(lambda: unfinished.rename(path))
     except Exception as error:  # of any kind, such as that of a full disk
-        _remove_unfinished(path)
+        remove_unfinished(path)
         raise CheckpointError(f"{path}: could not be saved ({first_line(error)}).") from error
 
 
-def digest(tree: Any) -> str:
-    """SHA-256 of the names, types, shapes and bytes of all leaves."""
-    state = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        leaf = np.ascontiguousarray(leaf)
-        state.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        state.update(leaf.view(np.uint8).data)  # bfloat16 has no buffer of its own
-    return state.hexdigest()
+def _next_part(
+    learned: Mapping[str, Learned], names: list[str]
+) -> tuple[dict[str, Learned], list[str]]:
+    """As much of what was learned as fits a part, and the names of the rest."""
+    part, size = {}, 0
+    for name in names:
+        own = learned[name]
+        size += sum(leaf.nbytes for leaf in jax.tree.leaves(own))
+        if part and size > PART_BYTES:
+            break
+        part[name] = own
+    return part, names[len(part) :]
+
+
+class Stored(NamedTuple):
+    """What is known of a checkpoint before its arrays are read.
+
+    Attributes:
+      about: `save`'s metadata, and a digest of each scan's arrays.
+      parts: where its arrays are, and shapes and types of those, by patient and image.
+    """
+
+    about: dict[str, Any]
+    parts: dict[Path, dict[str, Any]]
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """By the scan's name; early runs have none."""
+        return self.about.get("digests", {})
+
+    def places(self) -> dict[str, Path]:
+        """The part of each scan, by the scan's name."""
+        return {
+            f"{patient}/{image}": part
+            for part, shapes in self.parts.items()
+            for patient, images in shapes.items()
+            for image in images
+        }
 
 
 def load_metadata(workdir: str | Path, task: int) -> dict[str, Any]:
@@ -83,7 +113,7 @@ def load_metadata(workdir: str | Path, task: int) -> dict[str, Any]:
       FileNotFoundError: if there is no such checkpoint.
       CheckpointError: if it was written in another format, or is damaged.
     """
-    return dict(read_metadata(workdir, task).custom_metadata)
+    return read_metadata(workdir, task).about
 
 
 def load(
@@ -92,7 +122,7 @@ def load(
     patient: str,
     image: str,
     like: Params | None = None,
-    metadata: ocp.CheckpointMetadata | None = None,
+    stored: Stored | None = None,
 ) -> Params:
     """One scan's parameters after a task, as numpy arrays; nothing else is read.
 
@@ -102,37 +132,47 @@ def load(
       patient: the scan's.
       image: likewise.
       like: shapes and types that they must have; None takes any.
-      metadata: of `read_metadata`, which is read where there is none.
+      stored: of `read_metadata`, which is read where there is none.
 
     Raises:
       FileNotFoundError, CheckpointError: as `load_metadata`.
       KeyError: if the checkpoint does not have that patient and image.
     """
-    metadata = metadata or read_metadata(workdir, task)
-    shapes = metadata.metadata
-    if image not in shapes.get(patient, {}):
-        known = [f"{p}/{i}" for p, images in shapes.items() for i in images]
-        raise KeyError(f"no {patient}/{image} in this checkpoint; there are {', '.join(known)}")
-    wanted = {patient: {image: {"params": shapes[patient][image]["params"]}}}
-    return _load(workdir, task, metadata, wanted, {f"{patient}/{image}": like})[patient][image]
+    stored = stored or read_metadata(workdir, task)
+    name, places = f"{patient}/{image}", stored.places()
+    if name not in places:
+        raise KeyError(f"no {name} in this checkpoint; there are {', '.join(places)}")
+    params = stored.parts[places[name]][patient][image]["params"]
+    wanted = {patient: {image: {"params": params}}}
+    return load_part(places[name], stored.digests, wanted, {name: like})[patient][image]
+
+
+def load_each(
+    workdir: str | Path, task: int, like: Mapping[str, Params] = MappingProxyType({})
+) -> Iterator[tuple[str, Learned]]:
+    """The name of each scan, and what a task left of it, as numpy arrays; no more than a part of
+    the checkpoint is read at once. `like` has shapes and types that parameters must have, by the
+    same names.
+
+    Raises:
+      FileNotFoundError, CheckpointError: as `load_metadata`.
+    """
+    stored = read_metadata(workdir, task)
+    if missing := sorted(like.keys() - stored.places().keys()):
+        path = checkpoint_path(workdir, task)
+        raise CheckpointError(f"{path}: damaged ({', '.join(missing)}: nothing of it).")
+    for path, shapes in stored.parts.items():
+        for patient, images in load_part(path, stored.digests, shapes, like).items():
+            for image, own in images.items():
+                learned = Learned({"params": own["params"]}, own.get(STATE, {}))
+                yield f"{patient}/{image}", learned
 
 
 def load_all(
     workdir: str | Path, task: int, like: Mapping[str, Params] = MappingProxyType({})
 ) -> dict[str, Learned]:
-    """What a task left of every scan, as numpy arrays, by the scan's name; `like` has shapes and
-    types that parameters must have, by the same names.
-
-    Raises:
-      FileNotFoundError, CheckpointError: as `load_metadata`.
-    """
-    metadata = read_metadata(workdir, task)
-    tree = _load(workdir, task, metadata, metadata.metadata, like)
-    return {
-        f"{patient}/{image}": Learned({"params": own["params"]}, own.get(STATE, {}))
-        for patient, images in tree.items()
-        for image, own in images.items()
-    }
+    """All that `load_each` gives."""
+    return dict(load_each(workdir, task, like))
 
 
 def finished_tasks(workdir: str | Path) -> tuple[int, ...]:
@@ -157,63 +197,8 @@ def set_aside(workdir: str | Path, task: int) -> Path:
     return path.rename(aside)
 
 
-def _refuse_full_disk(path: Path, size: int) -> None:
-    """Raises OSError if there is no room for `size` bytes; Orbax would print pages about it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    trial = path.with_name(f"{path.name}.part")
-    try:
-        with trial.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size + 2**18)  # for what describes them
-    finally:
-        trial.unlink(missing_ok=True)
-
-
-def _remove_unfinished(path: Path) -> None:
-    """Deletes what Orbax leaves of a checkpoint whose saving was interrupted."""
-    for part in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _load(workdir, task, metadata, shapes, like):
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    path = checkpoint_path(workdir, task)
-    try:
-        _refuse_other_arrays(shapes, like, path)
-        wanted = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-        with context:
-            tree = ocp.load(path, wanted)
-    except Exception as error:  # of any kind, as the damage may be
-        raise CheckpointError(f"{path}: damaged ({first_line(error)}).") from error
-    digests = metadata.custom_metadata.get("digests", {})
-    for patient, images in tree.items():
-        for image, own in images.items():
-            name = f"{patient}/{image}"
-            parts = {name: {"params": own["params"]}, f"{name}/{STATE}": own.get(STATE)}
-            for part, arrays in parts.items():
-                if arrays and part in digests and digests[part] != digest(arrays):
-                    raise CheckpointError(f"{path}: damaged ({part}: other arrays were saved).")
-    return tree
-
-
-def _refuse_other_arrays(shapes, like: Mapping[str, Params | None], path: Path) -> None:
-    """Raises ValueError unless a checkpoint claims the shapes and types that it must have, and no
-    more than can be in its files."""
-    refuse_inflated(
-        sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)),
-        sum(file.stat().st_size for file in path.rglob("*")),
-    )
-    for name, params in like.items():
-        patient, image = name.split("/")
-        found = {"params": shapes.get(patient, {}).get(image, {}).get("params")}
-        both = [jax.tree.map(lambda leaf: f"{leaf.dtype}{leaf.shape}", p) for p in (found, params)]
-        if params is not None and both[0] != both[1]:
-            raise ValueError(f"{name}: {both[0]} instead of {both[1]}")
-
-
-def read_metadata(workdir: str | Path, task: int) -> ocp.CheckpointMetadata:
-    """What Orbax has of a checkpoint: shapes and types of its arrays, and `load_metadata`'s.
+def read_metadata(workdir: str | Path, task: int) -> Stored:
+    """What is known of a checkpoint before its arrays are read.
 
     Raises:
       FileNotFoundError, CheckpointError: as `load_metadata`.
@@ -221,19 +206,10 @@ def read_metadata(workdir: str | Path, task: int) -> ocp.CheckpointMetadata:
     path = checkpoint_path(workdir, task)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no checkpoint of task {task} here.")
-    try:
-        metadata = ocp.metadata(path)
-        version = metadata.custom_metadata.get("format")
-        if metadata.metadata is None:  # which is how Orbax has a list that it cannot read
-            raise ValueError("nothing says which arrays it has")
-        for images in metadata.metadata.values():
-            for own in images.values():
-                dict(own["params"])
-        dict(metadata.custom_metadata.get("digests", {}))  # early runs have none
-    except Exception as error:  # of any kind, as the damage may be
-        raise CheckpointError(f"{path}: damaged ({first_line(error)}).") from error
-    if version != FORMAT:
-        raise CheckpointError(f"{path}: format {version} instead of {FORMAT}.")
-    if metadata.custom_metadata.get("task") != task:
-        raise CheckpointError(f"{path}: of task {metadata.custom_metadata.get('task')!r}.")
-    return metadata
+    numbered = (path / f"part_{number}" for number in itertools.count(1))
+    parts = [*itertools.takewhile(Path.is_dir, numbered)] or [path]
+    read = {part: read_part(part, task) for part in parts}
+    abouts = [own.custom_metadata for own in read.values()]
+    digests = {name: own for about in abouts for name, own in about.get("digests", {}).items()}
+    about = dict(abouts[0]) | ({"digests": digests} if digests else {})
+    return Stored(about, {part: own.metadata for part, own in read.items()})

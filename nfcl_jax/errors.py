@@ -1,6 +1,7 @@
 """Errors of what a user gave, each with a message that says what is wrong and what would be right,
 and the one-line account of what another library could not read."""
 
+import signal
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,19 @@ class RunError(ValueError):
 
 class InactivePenaltyError(ValueError):
     """What a strategy adds to the loss, or to its gradient, is zero."""
+
+
+class OtherProcessError(RuntimeError):
+    """Another process of the same run has failed."""
+
+
+class Stopped(BaseException):
+    """A signal ended the work, and everything is saved. Not an Exception, so that no cell of a
+    grid takes it for a fault of its own."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number, self.exit_code = number, 128 + number
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What keeps a run's folder whole: one process at a time, and a stop that loses nothing."""
+"""What keeps a run's folder whole: one run at a time, and a stop that loses nothing."""
 
 import contextlib
 import fcntl
@@ -9,29 +9,30 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nfcl_jax import processes
 from nfcl_jax.errors import ConfigError
-from nfcl_jax.storage import LOCK, remove_parts
+from nfcl_jax.storage import LOCK, remove_parts, write_file
+
+STOP = ".stop"  # the file by which processes at one run tell each other to stop
 
 log = logging.getLogger("nfcl_jax")
 
 
-class Stopped(BaseException):
-    """A signal ended the work, and everything is saved. Not an Exception, so that no cell of a
-    grid takes it for a fault of its own."""
-
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
-
-
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Keeps other processes out of `workdir`. The lock is the operating system's: it goes with the
-    process, however that ends.
+    """Keeps others out of `workdir`. The lock is the operating system's: it goes with the process,
+    however that ends. Of several processes at one run the first has it for all.
 
     Raises:
       ConfigError: if another process is at work there, or a link leads out.
     """
+    with contextlib.ExitStack() as held:
+        processes.on_first(lambda: held.enter_context(_locked(workdir)))
+        yield
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
     refuse_links_out(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / LOCK).open("a+") as file:
@@ -49,6 +50,7 @@ def locked(workdir: Path) -> Iterator[None]:
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
         remove_parts(workdir)
+        (workdir / STOP).unlink(missing_ok=True)
         yield
 
 
@@ -66,9 +68,10 @@ def refuse_links_out(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[Callable[[], int | None]]:
+def stopping(workdir: Path) -> Iterator[Callable[[], int | None]]:
     """Gives a function that tells which signal, SIGTERM or that of Ctrl-C, has asked to stop. The
-    same signal again ends the process at once."""
+    same signal again ends the process at once. Of several processes at one run, all are told of
+    a signal to one, by a file in the run's folder."""
     asked: list[int] = []
     before = {}
 
@@ -77,10 +80,20 @@ def stopping() -> Iterator[Callable[[], int | None]]:
         signal.signal(number, before[number])
         log.warning("%s: saving, then stopping", signal.Signals(number).name)
 
+    def of_any_process() -> int | None:
+        number = asked[0] if asked else None
+        if processes.count() == 1:
+            return number
+        if number and not (workdir / STOP).exists():
+            write_file(workdir / STOP, str(number))
+        with contextlib.suppress(FileNotFoundError):
+            number = number or int((workdir / STOP).read_text())
+        return number
+
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, ask)
     try:
-        yield lambda: asked[0] if asked else None
+        yield of_any_process
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

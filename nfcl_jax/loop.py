@@ -1,13 +1,15 @@
 """The loop over tasks: fit every scan to a task, score it on all tasks so far, go on."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from nfcl_jax import processes
 from nfcl_jax.batching import make_batches
 from nfcl_jax.errors import RunError
 from nfcl_jax.fields import FIELDS, create_field
@@ -29,7 +31,8 @@ class Start(NamedTuple):
       task: how many tasks are learned already.
       learned: what they left, by the scan's name.
       partial: what scans have of the next task, by their names; those of one batch must have done
-        the same number of steps, or they begin it again.
+        the same number of steps, or they begin it again. Of those that are done with it, `learned`
+        may be None where the memory has it.
     """
 
     task: int = 0
@@ -43,7 +46,7 @@ class Hooks(NamedTuple):
     Attributes:
       on_progress: between chunks of steps.
       on_chunk: with the numbers of the task and of the step between chunks of steps, and when a
-        batch that is not the last is done. Calling the snapshot gives what its scans have.
+        batch is done, but for the last one. Calling the snapshot gives what its scans have.
     """
 
     on_progress: Callable[[Progress], None] = lambda progress: None
@@ -60,11 +63,13 @@ def learn(
     mesh: Mesh,
     start: Start = FROM_THE_START,
     hooks: Hooks = NO_HOOKS,
+    memory: MutableMapping[str, Learned] | None = None,
 ) -> Iterator[TaskResult]:
     """Fits a field to every scan, task by task.
 
     The scans go through the compiled program of a task in batches; what a scan gets does not
-    depend on the batch that it is in. Parameters wait on the host between tasks.
+    depend on the batch that it is in. Values of scans that are not in memory are read while the
+    batch before is fitted.
 
     Args:
       scans: all with the same number of frames.
@@ -73,26 +78,32 @@ def learn(
       mesh: from `batching.device_mesh`.
       start: where the work goes on.
       hooks: what is called meanwhile.
+      memory: where parameters wait between tasks, by the scan's name; a dictionary if None. What
+        `start.learned` has is put there.
 
     Yields:
-      A result after each further task, with scores on every task so far.
+      A result after each further task, with scores on every task so far. Without a dictionary,
+      what it says was learned is the memory itself.
 
     Raises:
       InactivePenaltyError: if what the strategy adds to the loss of a field that is not dead, or
         its gradient, is zero after the first steps.
       RunError: if values of a task that is to be learned are missing.
+      DataError: if a scan that is read again is another, or cannot be.
     """
     _refuse_lacking(scans, tasks, start.task)
     points = max(points_per_step(recipe, scan) for scan in scans)
     count, batches = make_batches(scans, recipe.scans_per_batch, points, mesh)
-    learned, partial = _with_all_rows(scans, recipe, start.learned), dict(start.partial)
+    memory = {} if memory is None else memory
+    memory.update(start.learned)
+    _add_rows(scans, recipe, memory)
+    partial = dict(start.partial)
     for number in range(start.task + 1, len(tasks) + 1):
         done = {name: own for name, own in partial.items() if own.fits}
-        learned |= {name: own.learned for name, own in done.items()}
-        for place, whole_batch in enumerate(batches, start=1):
-            batch = [scan for scan in whole_batch if scan.name not in done]
-            if not batch:
-                continue
+        memory.update((name, own.learned) for name, own in done.items() if own.learned)
+        left = [[scan for scan in batch if scan.name not in done] for batch in batches]
+        places = [place for place, batch in enumerate(left, start=1) if batch]
+        for place, batch in zip(places, _read_ahead(filter(None, left)), strict=True):
 
             def report(step, losses, number=number, place=place, batch=batch):
                 mean = float(np.mean(np.asarray(losses.fit)[: len(batch), -1]))
@@ -101,15 +112,28 @@ def learn(
 
             keep = functools.partial(hooks.on_chunk, number)
             task = BatchTask(batch, count, tasks[:number], recipe, mesh)
-            finished = fit_batch(task, learned, partial, report, keep)
-            done |= finished
-            learned |= {name: own.learned for name, own in finished.items()}
-            if place < len(batches):
+            finished = fit_batch(task, memory, partial, report, keep)
+            memory.update((name, own.learned) for name, own in finished.items())
+            if place < len(batches) or processes.count() > 1:  # others may be in the middle
                 keep(recipe.num_steps, lambda finished=finished: finished)
+            done |= {name: own._replace(learned=None) for name, own in finished.items()}
         partial = {}
         scores = sorted(score for own in done.values() for score in own.scores)
         fits = sorted(fit for own in done.values() for fit in own.fits)
-        yield TaskResult(number, dict(learned), scores, fits)
+        learned = dict(memory) if isinstance(memory, dict) else memory
+        yield TaskResult(number, learned, scores, fits)
+
+
+def _read_ahead(batches: Iterable[Sequence[Scan]]) -> Iterator[list[Scan]]:
+    """The batches with their values, of which the next one's are read while one is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = None
+        for batch in batches:
+            ready, coming = coming, reader.submit(lambda own=batch: [scan.read() for scan in own])
+            if ready:
+                yield ready.result()
+        if coming:
+            yield coming.result()
 
 
 def _refuse_lacking(scans: Iterable[Scan], tasks: Sequence[Task], learned: int) -> None:
@@ -123,17 +147,13 @@ def _refuse_lacking(scans: Iterable[Scan], tasks: Sequence[Task], learned: int) 
                 )
 
 
-def _with_all_rows(
-    scans: Sequence[Scan], recipe: Recipe, learned: Mapping[str, Learned]
-) -> dict[str, Learned]:
-    """What was learned, its tables with rows for frames that came later, as these would have been
-    from the first task on."""
-    found = dict(learned)
+def _add_rows(scans: Sequence[Scan], recipe: Recipe, memory: MutableMapping[str, Learned]) -> None:
+    """Gives tables rows for frames that came later, as these would have been from the first task
+    on."""
     for scan in scans if FIELDS[recipe.field["name"]].on_grid else ():
-        own, rows = found.get(scan.name), scan.num_frames * scan.num_voxels
+        own, rows = memory.get(scan.name), scan.num_frames * scan.num_voxels
         if own and len(own.params["params"]["table"]) < rows:
             field = create_field(recipe.field, num_output_channels(own.params), rows)
             fresh = begun(field, None, scan_key(recipe.seed, scan.name), 1, num_axes(scan.shape))
             grown = jax.tree.map(np.asarray, grow_table(own.params, fresh))
-            found[scan.name] = own._replace(params=grown)
-    return found
+            memory[scan.name] = own._replace(params=grown)

@@ -6,6 +6,7 @@ A file is of numpy's format, arrays and one line of JSON, and never unpickled. I
 who else was in the batch.
 """
 
+import contextlib
 import io
 import json
 import shutil
@@ -70,7 +71,11 @@ def load(
 
 def clear(workdir: Path) -> None:
     """Deletes all of it."""
-    shutil.rmtree(workdir / "unfinished", ignore_errors=True)
+    unfinished = workdir / "unfinished"
+    for folder in unfinished.glob("task_*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # something else is there, or nothing
+        unfinished.rmdir()
 
 
 def _folder(workdir: Path, task: int) -> Path:

@@ -81,7 +81,7 @@ class Partial(NamedTuple):
     there is no state of the optimiser, and there are scores."""
 
     step: int
-    learned: Learned
+    learned: Learned | None
     optimiser: list[np.ndarray]  # leaves
     losses: Losses
     penalty_share: PenaltyShare | None

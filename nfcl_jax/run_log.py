@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from nfcl_jax import curve
+from nfcl_jax import curve, processes
 from nfcl_jax.records import TaskResult
 
 log = logging.getLogger("nfcl_jax")
@@ -20,9 +20,15 @@ log = logging.getLogger("nfcl_jax")
 @contextlib.contextmanager
 def log_to(path: Path, quiet: type[BaseException]):
     """Sends the log to a file too, and what ends the run early; of an end of the `quiet` kind no
-    more than its message."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    more than its message. Of several processes the first one writes the file; others print what
+    went wrong."""
+    if own := processes.index():
+        handler: logging.Handler = logging.StreamHandler()
+        handler.setLevel(logging.WARNING)
+        handler.setFormatter(logging.Formatter(f"process {own}: %(message)s"))
+    else:
+        handler = logging.FileHandler(path)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     # A full disk is told of by what cannot do without it.
     handler.handleError = lambda record: None
     log.addHandler(handler)
@@ -45,12 +51,13 @@ def log_to(path: Path, quiet: type[BaseException]):
 def log_machine(mesh: Mesh) -> None:
     """On what the run is computed."""
     log.info(
-        "%s, Python %s, JAX %s on %d x %s",
+        "%s, Python %s, JAX %s on %d x %s%s",
         platform.node(),
         platform.python_version(),
         jax.__version__,
         mesh.devices.size,
         mesh.devices.flat[0].device_kind,
+        f" in each of {processes.count()} processes" if processes.count() > 1 else "",
     )
 
 

@@ -1,9 +1,9 @@
 """One run: learns every task on the scans it is given, and writes all results below its folder."""
 
+import functools
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,16 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import pandas as pd
 
-from nfcl_jax import checkpoints, partial, run_log
+from nfcl_jax import checkpoints, partial, processes, resume, run_log
 from nfcl_jax.batching import device_mesh
-from nfcl_jax.config import constants_of, read_config, split_words
-from nfcl_jax.data.cohorts import Cohort, read_cohort, refuse_faults
-from nfcl_jax.data.phantom import write_phantom
-from nfcl_jax.errors import CheckpointError, ConfigError, RunError
+from nfcl_jax.config import constants_of
+from nfcl_jax.errors import Stopped
 from nfcl_jax.fitting import Recipe, points_per_step
-from nfcl_jax.locks import Stopped
 from nfcl_jax.loop import Hooks, Start, learn
-from nfcl_jax.records import Learned, Progress, TaskResult
+from nfcl_jax.records import Fit, Learned, Progress, Score, TaskResult
 from nfcl_jax.report.scores import as_frame, per_patient, summary_of_run
 from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import (
@@ -28,15 +25,13 @@ from nfcl_jax.run_folder import (
     fingerprint,
     label_of,
     names_of,
-    of_scans,
-    params_like,
-    refuse_another_checkpoint,
     refuse_another_run,
     write_description,
 )
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import tasks_of
-from nfcl_jax.storage import write_csv, write_file
+from nfcl_jax.shelf import agree, memory_of
+from nfcl_jax.storage import Label, write_csv, write_file
 from nfcl_jax.strategies import create_strategy
 
 log = logging.getLogger("nfcl_jax")
@@ -76,46 +71,6 @@ class Caller(NamedTuple):
     left_out: Mapping[str, list[str]] = MappingProxyType({})
 
 
-def read_data(config: Mapping[str, Any], scenarios: Iterable[str], workdir: Path) -> Cohort:
-    """The scans of the config's patients for each scenario; of the phantom, written first, if the
-    config names no root.
-
-    Raises:
-      ConfigError: if it names another data set than the phantom's, and no root.
-      DataError: if there are faults that the config does not skip, or nothing is left.
-    """
-    data = config["data"]
-    root, dataset = data["root"], data["dataset"]
-    if not root:
-        if dataset != "acdc":
-            raise ConfigError(f"config.data.dataset = {dataset!r} needs config.data.root.")
-        root = written_phantom(workdir)
-        log.info("no config.data.root: running on the built-in phantom, written to %s", root)
-    cohort = read_cohort(
-        root, scenarios, split_words(data["patients"]), dataset, data["intensity_range"]
-    )
-    for warning in cohort.warnings:
-        log.warning(warning)
-    if not data["skip_invalid"] or not any(cohort.scans.values()):
-        refuse_faults(cohort.faults)
-    return cohort
-
-
-def phantom_root(workdir: Path) -> Path:
-    """Where the phantom goes that is used when no data are named."""
-    return workdir / "phantom"
-
-
-def written_phantom(workdir: Path) -> Path:
-    """The phantom's folder; it is written the first time, whole or not at all."""
-    root = phantom_root(workdir)
-    if not root.exists():
-        unfinished = root.with_name(f"{root.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        write_phantom(unfinished).rename(root)
-    return root
-
-
 def recipe_of(config: Mapping[str, Any]) -> Recipe:
     """How a config has every task fitted."""
     shared = {name: config[name] for name in Recipe._fields if name not in ("field", "strategy")}
@@ -143,121 +98,113 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
       Stopped: once asked to stop, when all that was done is saved.
     """
     tasks = tasks_of(config)
-    scan_records = describe_scans(scans, config, caller.left_out)
+    scan_records = records_of_all(scans, config, caller.left_out)
     refuse_another_run(config, scan_records, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with (
         run_log.log_to(workdir / "train.log", quiet=Stopped),
         jax.default_matmul_precision(config["matmul_precision"]),
+        memory_of(scan_records, workdir) as memory,
     ):
         run_log.log_start(scan_records)
-        write_description(workdir, config, scan_records)
+        processes.on_first(lambda: write_description(workdir, config, scan_records))
         label, metadata = label_of(config), {"config": config, "scans": scan_records}
-        started = time.monotonic()
-        start = _learned_before(workdir, config, scan_records)
-        names = [scan.name for scan in scans]
-        scores, fits = read_rows(workdir, config, names, start.task) if start.task else ([], [])
-        if start.task:
-            log.info("%d of %d tasks were learned before", start.task, len(tasks))
-        if start.task < len(tasks):
-            (workdir / "summary.csv").unlink(missing_ok=True)  # it says that the run is finished
-        for result in _learn(config, scans, workdir, start, caller):
-            scores += result.scores
-            fits += result.fits
-            write_csv(workdir / "metrics.csv", scores, label)
-            write_csv(workdir / "fits.csv", fits)
+        started, names = time.monotonic(), names_of(scan_records)
+        start = processes.on_first(
+            lambda: resume.learned_before(workdir, config, scan_records, memory)
+        )
+        scores, fits = read_rows(workdir, config, names, start) if start else ([], [])
+        if start:
+            log.info("%d of %d tasks were learned before", start, len(tasks))
+        if start < len(tasks):  # the summary says that the run is finished
+            processes.on_first(lambda: (workdir / "summary.csv").unlink(missing_ok=True))
+        for result in _learn(config, (scans, scan_records), (workdir, start), caller, memory):
+            scores, fits = scores + result.scores, fits + result.fits
+            write = functools.partial(_write_rows, workdir, scores, fits, label)
+            processes.on_first(write)
             # The checkpoint comes last: where it is, the task's rows are.
             checkpoints.save(workdir, result.number, result.learned, metadata)
-            partial.clear(workdir)
+            processes.on_first(lambda: partial.clear(workdir))
             run_log.log_task(result, tasks[result.number - 1].name, len(tasks))
-            if caller.asked_to_stop() and result.number < len(tasks):
-                raise Stopped(caller.asked_to_stop())
+            if result.number < len(tasks):
+                processes.jointly(lambda: _stop_if_asked(caller))
         frame = as_frame(config, config["strategy"], scores, fits)
         summary = summary_of_run(per_patient(frame))
-        write_file(workdir / "summary.csv", summary.to_csv(index=False, na_rep="nan"))
+        text = summary.to_csv(index=False, na_rep="nan")
+        processes.on_first(lambda: write_file(workdir / "summary.csv", text))
         log.info("done in %.0f s; everything is in %s", time.monotonic() - started, workdir)
     failed = {(fit.patient, fit.image) for fit in fits if fit.diverged or fit.collapsed}
-    everyone = {(scan.patient, scan.image) for scan in scans}
+    everyone = {tuple(name.split("/")) for name in names}
     return Outcome(summary, sorted(map("/".join, failed)), not everyone <= failed)
 
 
-def _learned_before(
-    workdir: Path, config: Mapping[str, Any], scan_records: list[dict[str, Any]]
-) -> Start:
-    """How many tasks the folder holds, and what the last of them left, unless it was the last of
-    all. Checkpoints that cannot be used are set aside.
-
-    Raises:
-      RunError: if a checkpoint is another run's.
-    """
-    there, learned = checkpoints.finished_tasks(workdir), checkpoints.num_learned(workdir)
-    if learned == len(tasks_of(config)):
-        return Start(learned)
-    if len(there) > learned:
-        log.warning("%s: no checkpoint of task %d", workdir, learned + 1)
-    left = {}
-    while learned and not left:
-        try:
-            left = _load_all(workdir, learned, config, scan_records)
-        except CheckpointError as error:
-            log.warning("%s", error)
-            learned -= 1
-    for task in there:
-        if task > learned:
-            aside = checkpoints.set_aside(workdir, task)
-            log.warning("task %d is learned again; its checkpoint is now %s", task, aside)
-    return Start(learned, left)
+def records_of_all(
+    scans: Sequence[Scan], config: Mapping[str, Any], left_out: Mapping[str, list[str]]
+) -> list[dict[str, Any]]:
+    """What patients.json holds of the scans of all processes, and of who is left out."""
+    own_records = describe_scans(scans, config, {})
+    everyone = [record for own in processes.gathered(own_records) for record in own]
+    everyone.sort(key=lambda record: record["patient"])  # as they are in one process
+    return everyone + describe_scans([], config, left_out)
 
 
-def _load_all(
-    workdir: Path, task: int, config: Mapping[str, Any], scan_records: list[dict[str, Any]]
-) -> dict[str, Learned]:
-    """What a task left of every scan, if this config and these scans are what it was learned by."""
-    about = checkpoints.load_metadata(workdir, task)
-    refuse_another_checkpoint(workdir, task, about, config, scan_records)
-    # As they were then: a table of scans may have grown.
-    likes = [params_like(config, record, task) for record in of_scans(about["scans"])]
-    like = dict(zip(names_of(about["scans"]), likes, strict=True))
-    return checkpoints.load_all(workdir, task, like)
+def _write_rows(workdir: Path, scores: list[Score], fits: list[Fit], label: Label) -> None:
+    write_csv(workdir / "metrics.csv", scores, label)
+    write_csv(workdir / "fits.csv", fits)
+
+
+def _stop_if_asked(caller: Caller) -> None:
+    if number := caller.asked_to_stop():
+        raise Stopped(number)
 
 
 def _learn(
-    config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, start: Start, caller: Caller
+    config: Mapping[str, Any],
+    data: tuple[Sequence[Scan], list[dict[str, Any]]],
+    place: tuple[Path, int],
+    caller: Caller,
+    memory: MutableMapping[str, Learned],
 ) -> Iterator[TaskResult]:
-    """The results of the tasks after those that are learned."""
-    tasks = tasks_of(config)
-    if start.task == len(tasks):
+    """The results of the tasks after those that are learned, of the scans of all processes.
+
+    Args:
+      config: of the run.
+      data: this process's scans, and the records of everyone's.
+      place: the run's folder, and how many tasks are learned.
+      caller: of the run.
+      memory: with what the last of these tasks left.
+    """
+    (scans, scan_records), (workdir, start) = data, place
+    tasks, names = tasks_of(config), [scan.name for scan in scans]
+    if start == len(tasks):
         return
-    names = [scan.name for scan in scans]
-    task = start.task + 1
-    begun, faults = partial.load(workdir, task, names, fingerprint(config, scans, task))
-    for fault in faults:
-        log.warning(fault)
-    start = start._replace(partial=begun)
-    if not start.task and caller.twin:
-        first = _first_task_of(caller.twin, describe_scans(scans, config, {}))
-        if first:
-            start = Start(1, first.learned)
-            log.info("task 1 of %d is taken from %s", len(tasks), caller.twin)
-            yield first
+    begun = resume.begun(config, scans, workdir, start + 1, memory)
+    if not start and (twin := caller.twin):
+        rows = processes.on_first(lambda: resume.first_task_of(twin, config, scan_records, memory))
+        if rows:
+            log.info("task 1 of %d is taken from %s", len(tasks), twin)
+            start, begun = 1, {}
+            yield _result(1, memory, [rows])
+    agree(memory, names_of(scan_records) if processes.index() == 0 else [])
     mesh = device_mesh()
     run_log.log_machine(mesh)
-    keep = keeper(config, workdir, caller.asked_to_stop, scans)
-    hooks = Hooks(caller.on_progress, keep)
-    yield from learn(scans, tasks, recipe_of(config), mesh, start, hooks)
+    hooks = Hooks(caller.on_progress, keeper(config, workdir, caller.asked_to_stop, scans))
+    begin = Start(start, partial=begun)
+    results = learn(scans, tasks, recipe_of(config), mesh, begin, hooks, memory)
+    while result := processes.jointly(lambda: next(results, None)):
+        agree(memory, names)
+        rows = processes.gathered([result.scores, result.fits])
+        yield _result(result.number, result.learned, rows)
 
 
-def _first_task_of(twin: Path, scan_records: list[dict[str, Any]]) -> TaskResult | None:
-    """What a run has of its first task on these scans, if that can be used."""
-    if 1 not in checkpoints.finished_tasks(twin):
-        return None
-    try:
-        config = read_config(twin / "config.json")
-        rows = read_rows(twin, config, names_of(scan_records), 1)
-        return TaskResult(1, _load_all(twin, 1, config, scan_records), *rows)
-    except (CheckpointError, RunError, OSError) as error:
-        log.warning("%s Task 1 is learned again.", error)
-        return None
+def _result(
+    number: int, learned: Mapping[str, Learned], rows: Iterable[Sequence[Any]]
+) -> TaskResult:
+    """With the scores and fits of several processes."""
+    scores, fits = ([row for own in kind for row in own] for kind in zip(*rows, strict=True))
+    return TaskResult(
+        number, learned, sorted(Score(*row) for row in scores), sorted(Fit(*row) for row in fits)
+    )
 
 
 def keeper(

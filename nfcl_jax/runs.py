@@ -88,7 +88,7 @@ class Run:
         if task not in self._metadata:  # takes longer to read than a scan's parameters
             self._metadata[task] = checkpoints.read_metadata(self.workdir, task)
         read = self._metadata[task]
-        about, names = read.custom_metadata, (scan["patient"], scan["image"])
+        about, names = read.about, (scan["patient"], scan["image"])
         run_folder.refuse_another_checkpoint(self.workdir, task, about, self.config, [scan])
         (then,) = (s for s in about["scans"] if (s["patient"], s.get("image")) == names)
         like = run_folder.params_like(self.config, then, task)

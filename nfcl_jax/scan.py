@@ -6,9 +6,21 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from nfcl_jax.errors import DataError
+
+
+class Unread(NamedTuple):
+    """Stands for values that are not in memory; only their shape and type are known."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __array__(self, *_, **__):
+        raise RuntimeError("values that are not in memory; Scan.read has them.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +42,7 @@ class Scan:
       warnings: what should be known of its files, a line each.
       times: of the frames, in [-1, 1]; None where they are equidistant, from -1 to 1.
       missing: heads and frames whose values are not there, since their files are gone.
+      reader: () -> the scan with its values, which are not in memory then; None where they are.
       source: of a table's scan, what it was read from, for patients.json. Its scores are told apart
         by the names of heads, not by `image`.
     """
@@ -45,7 +58,28 @@ class Scan:
     warnings: tuple[str, ...] = ()
     times: tuple[float, ...] | None = None
     missing: frozenset[tuple[str, int]] = frozenset()
+    reader: Callable[[], "Scan"] | None = None
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def unread(self, reader: Callable[[], "Scan"]) -> "Scan":
+        """The same without its values, which `reader` reads again."""
+        hollow = {name: Unread(own.shape, own.dtype) for name, own in self.values.items()}
+        scan = dataclasses.replace(self, values=hollow, reader=reader)
+        scan.__dict__["sha256"] = self.sha256  # where cached_property looks
+        return scan
+
+    def read(self) -> "Scan":
+        """The scan with its values in memory.
+
+        Raises:
+          DataError: if they are others than before, or cannot be read.
+        """
+        if self.reader is None:
+            return self
+        scan = self.reader()
+        if scan.sha256 != self.sha256:
+            raise DataError(f"{self.name}: its files changed while the run was at work.")
+        return scan
 
     @property
     def intensities(self) -> np.ndarray:

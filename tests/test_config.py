@@ -6,7 +6,7 @@ from configs import domain_expansion
 from nfcl_jax.config import check_config, in_todays_terms, make_config
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fields import FIELDS
-from nfcl_jax.runner import read_data
+from nfcl_jax.inputs import read_data
 from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.strategies import STRATEGIES
 

@@ -17,8 +17,8 @@ from experiments import train
 from nfcl_jax import checkpoints, partial
 from nfcl_jax.config import read_config
 from nfcl_jax.data.cohorts import read_cohort, read_scans
-from nfcl_jax.errors import CheckpointError, DataError, RunError
-from nfcl_jax.locks import Stopped, refuse_links_out
+from nfcl_jax.errors import CheckpointError, DataError, RunError, Stopped
+from nfcl_jax.locks import refuse_links_out
 from nfcl_jax.records import Learned, Losses, Partial
 from nfcl_jax.report.report import write_report
 from nfcl_jax.report.shown import load_shown, save_shown

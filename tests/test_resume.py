@@ -17,9 +17,9 @@ from test_partial import PowerError
 
 from nfcl_jax import checkpoints
 from nfcl_jax.data import phantom
-from nfcl_jax.errors import ConfigError
-from nfcl_jax.locks import Stopped, locked, stopping
-from nfcl_jax.runner import written_phantom
+from nfcl_jax.errors import ConfigError, Stopped
+from nfcl_jax.inputs import written_phantom
+from nfcl_jax.locks import locked, stopping
 from nfcl_jax.storage import write_file
 
 TRAIN = [

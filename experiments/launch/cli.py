@@ -15,16 +15,20 @@ from pathlib import Path
 import absl.logging
 import jax
 from absl import app, flags
+from rich.console import Console
 
+from nfcl_jax import processes
 from nfcl_jax.errors import (
     CheckpointError,
     ConfigError,
     DataError,
     InactivePenaltyError,
+    OtherProcessError,
     ReportError,
     RunError,
+    Stopped,
+    first_line,
 )
-from nfcl_jax.locks import Stopped
 
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -37,19 +41,33 @@ _EXTEND = flags.DEFINE_multi_string(
     "extend", [], "Python files that add fields, strategies, ...; they are run before all else"
 )
 
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT of the first of several processes at one run"
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "how many processes", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "which of them this is", lower_bound=0)
+
+# What launchers of several processes set, from which JAX takes the rest.
+LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+# Seconds after which a process that does not answer has died, or one that is done waits no more.
+PATIENCE = 30
+
 # ml_collections tells of a config file that is not there by an OSError at its first use.
 FAULTS = (
     ConfigError, DataError, ReportError, RunError, CheckpointError, InactivePenaltyError, OSError,
+    OtherProcessError,
 )  # fmt: skip
 
 
-def launch(main: Callable[[list[str]], None], required: list[str]) -> None:
-    """Parses the flags and runs `main`; faults of the input end it with one message and code 2."""
+def launch(main: Callable[[list[str]], None], required: list[str], several: bool = False) -> None:
+    """Parses the flags and runs `main`; faults of the input end it with one message and code 2. If
+    not `several`, it is refused in several processes at once."""
     flags.mark_flags_as_required(required)
 
     @_explain
     def run(argv):
         _configure_jax()
+        _join_processes(several)
         main(argv)
 
     app.run(run, flags_parser=_explain(_parse))
@@ -60,6 +78,44 @@ def _configure_jax() -> None:
         folder = Path(_CACHE.value) / _processor()
         jax.config.update("jax_compilation_cache_dir", str(folder.expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _join_processes(several: bool) -> None:
+    """Joins the other processes of this run, if there are any.
+
+    Raises:
+      ConfigError: if the flags do not tell who they are, or they do not come.
+    """
+    given = {
+        "coordinator_address": _COORDINATOR.value,
+        "num_processes": _NUM_PROCESSES.value,
+        "process_id": _PROCESS_ID.value,
+    }
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        if not several or not any(int(os.environ.get(name) or 1) > 1 for name in LAUNCHERS):
+            return
+        given = {}
+    elif not several:
+        raise ConfigError("only experiments.train and experiments.paper take several processes.")
+    elif missing:
+        raise ConfigError(f"{', '.join(missing)}: missing; several processes need all three.")
+    elif given["process_id"] >= given["num_processes"]:
+        raise ConfigError(f"--process_id must be below --num_processes, got {given['process_id']}.")
+    try:
+        jax.distributed.initialize(
+            **given,
+            initialization_timeout=10 * PATIENCE,
+            heartbeat_timeout_seconds=PATIENCE,
+            shutdown_timeout_seconds=PATIENCE,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"the processes of this run do not meet: {first_line(error)}") from error
+
+
+def screen() -> Console:
+    """Where a command tells what it does: of several processes the first one does."""
+    return Console(quiet=processes.index() > 0)
 
 
 def _processor() -> str:

@@ -13,16 +13,18 @@ from rich.console import Console
 
 from experiments.launch import words
 from experiments.launch.console import ProgressBar, claims_table, log_to_screen
+from nfcl_jax import processes
 from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.config import check_config, make_config, read_config, split_words
 from nfcl_jax.data.cohorts import Cohort
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fields import FIELDS
+from nfcl_jax.inputs import phantom_root, read_data
 from nfcl_jax.locks import locked, stopping
 from nfcl_jax.report.report import write_report
 from nfcl_jax.report.shown import save_shown
-from nfcl_jax.run_folder import describe_scans, refuse_another_run
-from nfcl_jax.runner import Caller, log, phantom_root, planned_work, read_data, run
+from nfcl_jax.run_folder import refuse_another_run
+from nfcl_jax.runner import Caller, log, planned_work, records_of_all, run
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.storage import LOCK, PART
@@ -75,8 +77,11 @@ def _run_grid(config, cells: list[Cell], workdir: Path, console: Console, others
         cohort = read_data(config, scenarios, workdir)
     scans = cohort.scans
     shown = shown_patients(config, scans)
-    for name, other in take_finished(cells, workdir, others):
-        console.print(f"taken from {other}: {name}", markup=False)
+    taken = processes.on_first(
+        lambda: [f"taken from {of}: {name}" for name, of in take_finished(cells, workdir, others)]
+    )
+    for line in taken:
+        console.print(line, markup=False)
     refuse_other_cells(cells, workdir, cohort)
     idle = [
         word
@@ -86,13 +91,13 @@ def _run_grid(config, cells: list[Cell], workdir: Path, console: Console, others
     if idle:
         console.print(f"config.overrides of no cell in this grid: {', '.join(idle)}", markup=False)
     save_shown(workdir, [scan for s in scans.values() for scan in s], shown)
-    with log_to_screen(console, logging.WARNING), stopping() as asked_to_stop:
+    with log_to_screen(console, logging.WARNING), stopping(workdir) as asked_to_stop:
         failed = run_cells(cells, cohort, workdir, console, asked_to_stop)
     console.print(f"{len(cells) - len(failed)} of {len(cells)} cells are done.")
     for name, fault in failed.items():
         console.print(f"failed: {name}: {fault}", style="bold red", markup=False)
     if any((workdir / "cells" / cell.name / "summary.csv").exists() for cell in cells):
-        console.print(claims_table(write_report(workdir)))
+        processes.on_first(lambda: console.print(claims_table(write_report(workdir))))
         console.print(f"the report is in {workdir / 'report.html'}")
     return not failed
 
@@ -101,7 +106,7 @@ def refuse_other_cells(cells: list[Cell], workdir: Path, cohort: Cohort | None =
     """Raises ConfigError if a cell's folder holds another run; without a cohort by the config
     alone."""
     for cell in cells:
-        records = cohort and describe_scans(
+        records = cohort and records_of_all(
             cohort.scans[cell.config["scenario"]], cell.config, cohort.faults
         )
         refuse_another_run(cell.config, records, workdir / "cells" / cell.name)
@@ -213,7 +218,8 @@ def shown_patients(config: Mapping[str, Any], scans: dict[str, list[Scan]]) -> l
     Raises:
       ConfigError: if one of `config.show` is not there.
     """
-    patients = sorted({scan.patient for s in scans.values() for scan in s})
+    own = sorted({scan.patient for s in scans.values() for scan in s})
+    patients = sorted({name for names in processes.gathered(own) for name in names})
     wanted = split_words(config["show"])
     unknown = sorted(set(wanted) - set(patients))
     if unknown:

@@ -9,7 +9,7 @@ from experiments.launch.grid import make_cells, refuse_other_cells, shown_patien
 from experiments.launch.words import matching
 from nfcl_jax.config import split_words
 from nfcl_jax.errors import ConfigError, DataError
-from nfcl_jax.runner import phantom_root, read_data, written_phantom
+from nfcl_jax.inputs import phantom_root, read_data, written_phantom
 
 
 def choices_of(config: Mapping[str, Any], workdir: Path) -> dict[str, dict[str, Any]]:

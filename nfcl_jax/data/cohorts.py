@@ -4,13 +4,16 @@ A data set is added by an entry in DATASETS.
 """
 
 import dataclasses
+import functools
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from nfcl_jax import processes
 from nfcl_jax.data import acdc
 from nfcl_jax.data.volumes import collect
 from nfcl_jax.errors import DataError, look_up
@@ -45,7 +48,8 @@ class Cohort(NamedTuple):
     """What `read_cohort` found.
 
     Attributes:
-      scans: of each scenario, in the order of the patients' names; none of a patient with faults.
+      scans: of each scenario, in the order of the patients' names; none of a patient with faults,
+        and of several processes its own.
       faults: a patient's, one line each.
       warnings: what should be known of patients without faults.
     """
@@ -61,8 +65,11 @@ def read_cohort(
     patients: Sequence[str] = (),
     dataset: str = "acdc",
     intensity_range: str = "cine",
+    kept_bytes: float = math.inf,
 ) -> Cohort:
     """Every scan that the scenarios need of the wanted patients, and every fault of them.
+
+    Of several processes each reads a share of the patients, and is told the faults of all.
 
     Args:
       root: as the data set's `find` takes it.
@@ -71,13 +78,12 @@ def read_cohort(
       dataset: one of DATASETS.
       intensity_range: one of INTENSITY_RANGES: what is scaled to [0, 1], the patient's whole cine,
         where there is one, or the frames of a scan alone.
+      kept_bytes: of values that stay in memory; scans beyond them are read again when needed.
 
     Raises:
       DataError: if there is no such data set, or its patients cannot be found.
     """
     find, read, _ = look_up(DATASETS, "data set", dataset, DataError)
-    cohort = Cohort({scenario: [] for scenario in scenarios}, {}, [])
-    owners: dict[str, str] = {}
     paths = find(root, patients)
     if len(paths) < max(len(set(patients)), 1):
         wanted = f" of the {len(set(patients))} that are wanted" if patients else ""
@@ -88,29 +94,49 @@ def read_cohort(
                 f"{root}: a patient called {folder.name!a}; a name in UTF-8 without a backslash, "
                 "that does not begin with a dot, would be right."
             )
+    cohort, images, size = Cohort({scenario: [] for scenario in scenarios}, {}, []), [], 0
+    for folder in processes.own(paths):
         faults: list[str] = []
-        scans = {
+        readers = {
             scenario: [
-                collect(faults, _read, folder, image, SCENARIOS[scenario], read, intensity_range)
+                functools.partial(_read, folder, image, SCENARIOS[scenario], read, intensity_range)
                 for image in SCENARIOS[scenario].images
             ]
             for scenario in cohort.scans
+        }
+        scans = {
+            name: [collect(faults, own.func, *own.args) for own in all]
+            for name, all in readers.items()
         }
         if faults:
             cohort.faults[folder.name] = faults
             continue
         for scenario, own in scans.items():
-            cohort.scans[scenario] += own
-            for scan in own:
+            for scan, reader in zip(own, readers[scenario], strict=True):
                 cohort.warnings.extend(scan.warnings)
                 digest = hashlib.sha256(np.ascontiguousarray(scan.intensities)).hexdigest()
-                owner = owners.setdefault(digest, folder.name)
-                if owner != folder.name:
-                    cohort.warnings.append(
-                        f"{folder}: the same {scan.image} as {owner}'s; if that is one patient, "
-                        "it counts twice."
-                    )
-    return cohort
+                images.append((str(folder), scan.image, digest))
+                size += sum(values.nbytes for values in scan.values.values())
+                kept = scan if size <= kept_bytes else scan.unread(reader)
+                cohort.scans[scenario].append(kept)
+    return _of_all_processes(cohort, images)
+
+
+def _of_all_processes(cohort: Cohort, images: list[tuple[str, str, str]]) -> Cohort:
+    """The faults and warnings of every process's patients, and which images are the same; `images`
+    are folders, names and digests."""
+    everyone = processes.gathered([cohort.faults, cohort.warnings, images])
+    faults = {name: own for faults, *_ in everyone for name, own in faults.items()}
+    warnings = [line for _, own, _ in everyone for line in own]
+    owners: dict[str, str] = {}
+    for folder, image, digest in (one for *_, own in everyone for one in own):
+        owner = owners.setdefault(digest, folder)
+        if owner != folder:
+            warnings.append(
+                f"{folder}: the same {image} as {Path(owner).name}'s; if that is one patient, it "
+                "counts twice."
+            )
+    return Cohort(cohort.scans, dict(sorted(faults.items())), warnings)
 
 
 def _read(folder: Path, image: str, scenario: Scenario, read: Callable, scaled_by: str) -> Scan:

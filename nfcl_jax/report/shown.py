@@ -28,6 +28,7 @@ def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) ->
     for scan in scans:
         if scan.patient in patients:
             name = f"{scan.patient}_{scan.image}"
+            scan = scan.read()
             values = {name: getattr(scan, name) for name in KEPT}
             arrays = {name: value for name, value in values.items() if value is not None}
             buffer = io.BytesIO()
@@ -37,7 +38,7 @@ def save_shown(workdir: Path, scans: Iterable[Scan], patients: Sequence[str]) ->
             (folder / f"{name}.npz").unlink(missing_ok=True)  # of an earlier version
     for path in folder.glob("*.npz"):
         if _patient_and_image(path)[0] not in patients:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may be as far
 
 
 def _patient_and_image(path: Path) -> list[str]:
