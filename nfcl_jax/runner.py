@@ -128,14 +128,19 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
             run_log.log_task(result, tasks[result.number - 1].name, len(tasks))
             if result.number < len(tasks):
                 processes.jointly(lambda: _stop_if_asked(caller))
-        frame = as_frame(config, config["strategy"], scores, fits)
-        summary = summary_of_run(per_patient(frame))
-        text = summary.to_csv(index=False, na_rep="nan")
+        outcome = _outcome(config, names, scores, fits)
+        text = outcome.summary.to_csv(index=False, na_rep="nan")
         processes.on_first(lambda: write_file(workdir / "summary.csv", text))
         log.info("done in %.0f s; everything is in %s", time.monotonic() - started, workdir)
-    failed = {(fit.patient, fit.image) for fit in fits if fit.diverged or fit.collapsed}
-    everyone = {tuple(name.split("/")) for name in names}
-    return Outcome(summary, sorted(map("/".join, failed)), not everyone <= failed)
+    return outcome
+
+
+def _outcome(
+    config: Mapping[str, Any], names: Iterable[str], scores: list[Score], fits: list[Fit]
+) -> Outcome:
+    frame = as_frame(config, config["strategy"], scores, fits)
+    failed = {f"{fit.patient}/{fit.image}" for fit in fits if fit.diverged or fit.collapsed}
+    return Outcome(summary_of_run(per_patient(frame)), sorted(failed), not set(names) <= failed)
 
 
 def records_of_all(

@@ -78,10 +78,10 @@ def test_one_process_at_a_time(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_told_of_once_and_the_second_is_not_held_up(number):
+def test_a_signal_is_told_of_once_and_the_second_is_not_held_up(number, tmp_path):
     handler = signal.signal(number, lambda *_: (_ for _ in ()).throw(PowerError))
     try:
-        with stopping() as asked:
+        with stopping(tmp_path) as asked:
             assert asked() is None
             os.kill(os.getpid(), number)
             assert asked() == number

@@ -1,5 +1,6 @@
 """Runs of a table of scans: rows that come later, files that go, and the paper's as tables."""
 
+import functools
 import re
 import shutil
 import subprocess
@@ -70,7 +71,10 @@ def test_a_row_that_is_added_is_learned_from_the_last_checkpoint(folder, tmp_pat
         learn(folder, grown, ROWS, field, "finetune")
         assert same(learned(grown, 2), before)
         assert num_learned(grown / "patients/p1/scan") == 4
-        assert same(learned(grown, 4), learned(whole, 4))
+        both = learned(grown, 4), learned(whole, 4)
+        # New rows are scaled in a program of another size, which may round otherwise.
+        close = functools.partial(np.testing.assert_allclose, atol=1e-6)
+        jax.tree.map(close if field == "diner" else np.testing.assert_array_equal, *both)
     table = learned(grown, 4).params["params"]["table"]
     assert len(table) == 2 * np.prod(SHAPE)
     assert len(before.params["params"]["table"]) == np.prod(SHAPE)

@@ -65,16 +65,14 @@ def read_cohort(
     patients: Sequence[str] = (),
     dataset: str = "acdc",
     intensity_range: str = "cine",
-    kept_bytes: float = math.inf,
+    kept_bytes: float | int = math.inf,
 ) -> Cohort:
     """Every scan that the scenarios need of the wanted patients, and every fault of them.
 
     Of several processes each reads a share of the patients, and is told the faults of all.
 
     Args:
-      root: as the data set's `find` takes it.
-      scenarios: names.
-      patients: names; all if empty.
+      root, scenarios, patients: as the data set's `find` takes it, and names; all if empty.
       dataset: one of DATASETS.
       intensity_range: one of INTENSITY_RANGES: what is scaled to [0, 1], the patient's whole cine,
         where there is one, or the frames of a scan alone.
@@ -84,6 +82,35 @@ def read_cohort(
       DataError: if there is no such data set, or its patients cannot be found.
     """
     find, read, _ = look_up(DATASETS, "data set", dataset, DataError)
+    paths = _found(find, root, patients, dataset)
+    cohort, images, size = Cohort({scenario: [] for scenario in scenarios}, {}, []), [], 0
+    for folder in processes.own(paths):
+        faults: list[str] = []
+        asked = [
+            (name, (folder, image, SCENARIOS[name], read, intensity_range))
+            for name in cohort.scans
+            for image in SCENARIOS[name].images
+        ]
+        scans = [collect(faults, _read, *arguments) for _, arguments in asked]
+        if faults:
+            cohort.faults[folder.name] = faults
+            continue
+        for (name, arguments), scan in zip(asked, scans, strict=True):
+            cohort.warnings.extend(scan.warnings)
+            images.append((str(folder), scan.image, _digest(scan.intensities)))
+            size += sum(values.nbytes for values in scan.values.values())
+            if size > kept_bytes:
+                scan = scan.unread(functools.partial(_read, *arguments))
+            cohort.scans[name].append(scan)
+    return _of_all_processes(cohort, images)
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
+
+
+def _found(find: Callable, root: str | Path, patients: Sequence[str], dataset: str) -> list[Path]:
+    """The patients' paths; a DataError if there are too few, or one has a name that cannot be."""
     paths = find(root, patients)
     if len(paths) < max(len(set(patients)), 1):
         wanted = f" of the {len(set(patients))} that are wanted" if patients else ""
@@ -94,32 +121,7 @@ def read_cohort(
                 f"{root}: a patient called {folder.name!a}; a name in UTF-8 without a backslash, "
                 "that does not begin with a dot, would be right."
             )
-    cohort, images, size = Cohort({scenario: [] for scenario in scenarios}, {}, []), [], 0
-    for folder in processes.own(paths):
-        faults: list[str] = []
-        readers = {
-            scenario: [
-                functools.partial(_read, folder, image, SCENARIOS[scenario], read, intensity_range)
-                for image in SCENARIOS[scenario].images
-            ]
-            for scenario in cohort.scans
-        }
-        scans = {
-            name: [collect(faults, own.func, *own.args) for own in all]
-            for name, all in readers.items()
-        }
-        if faults:
-            cohort.faults[folder.name] = faults
-            continue
-        for scenario, own in scans.items():
-            for scan, reader in zip(own, readers[scenario], strict=True):
-                cohort.warnings.extend(scan.warnings)
-                digest = hashlib.sha256(np.ascontiguousarray(scan.intensities)).hexdigest()
-                images.append((str(folder), scan.image, digest))
-                size += sum(values.nbytes for values in scan.values.values())
-                kept = scan if size <= kept_bytes else scan.unread(reader)
-                cohort.scans[scenario].append(kept)
-    return _of_all_processes(cohort, images)
+    return paths
 
 
 def _of_all_processes(cohort: Cohort, images: list[tuple[str, str, str]]) -> Cohort:
