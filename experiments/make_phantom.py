@@ -9,7 +9,7 @@ from experiments.launch.cli import launch
 from nfcl_jax.data.phantom import write_phantom
 
 _OUT = flags.DEFINE_string("out", None, "folder that gets patient001, patient002, ...")
-_NUM_PATIENTS = flags.DEFINE_integer("num_patients", 4, "how many", lower_bound=1, upper_bound=999)
+_NUM_PATIENTS = flags.DEFINE_integer("num_patients", 4, "how many", lower_bound=1, upper_bound=9999)
 _SEED = flags.DEFINE_integer("seed", 0, "of anatomy, texture and noise", lower_bound=0)
 
 

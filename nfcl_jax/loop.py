@@ -104,14 +104,9 @@ def learn(
         left = [[scan for scan in batch if scan.name not in done] for batch in batches]
         places = [place for place, batch in enumerate(left, start=1) if batch]
         for place, batch in zip(places, _read_ahead(filter(None, left)), strict=True):
-
-            def report(step, losses, number=number, place=place, batch=batch):
-                mean = float(np.mean(np.asarray(losses.fit)[: len(batch), -1]))
-                names = tuple(scan.name for scan in batch)
-                hooks.on_progress(Progress(number, place, len(batches), names, step, mean))
-
-            keep = functools.partial(hooks.on_chunk, number)
             task = BatchTask(batch, count, tasks[:number], recipe, mesh)
+            report = _reporter(hooks, task, place, len(batches))
+            keep = functools.partial(hooks.on_chunk, number)
             finished = fit_batch(task, memory, partial, report, keep)
             memory.update((name, own.learned) for name, own in finished.items())
             if place < len(batches) or processes.count() > 1:  # others may be in the middle
@@ -122,6 +117,17 @@ def learn(
         fits = sorted(fit for own in done.values() for fit in own.fits)
         learned = dict(memory) if isinstance(memory, dict) else memory
         yield TaskResult(number, learned, scores, fits)
+
+
+def _reporter(hooks: Hooks, task: BatchTask, place: int, count: int) -> Callable:
+    """What `fit_batch` calls between chunks, for batch `place` of `count`."""
+    names = tuple(scan.name for scan in task.batch)
+
+    def report(step, losses):
+        mean = float(np.mean(np.asarray(losses.fit)[: len(names), -1]))
+        hooks.on_progress(Progress(len(task.tasks), place, count, names, step, mean))
+
+    return report
 
 
 def _read_ahead(batches: Iterable[Sequence[Scan]]) -> Iterator[list[Scan]]:

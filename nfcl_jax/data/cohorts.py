@@ -69,10 +69,12 @@ def read_cohort(
 ) -> Cohort:
     """Every scan that the scenarios need of the wanted patients, and every fault of them.
 
-    Of several processes each reads a share of the patients, and is told the faults of all.
+    Of several processes each reads a share of the patients, and is told all faults.
 
     Args:
-      root, scenarios, patients: as the data set's `find` takes it, and names; all if empty.
+      root: as the data set's `find` takes it.
+      scenarios: names.
+      patients: names; all if empty.
       dataset: one of DATASETS.
       intensity_range: one of INTENSITY_RANGES: what is scaled to [0, 1], the patient's whole cine,
         where there is one, or the frames of a scan alone.
@@ -84,13 +86,11 @@ def read_cohort(
     find, read, _ = look_up(DATASETS, "data set", dataset, DataError)
     paths = _found(find, root, patients, dataset)
     cohort, images, size = Cohort({scenario: [] for scenario in scenarios}, {}, []), [], 0
+    needed = [(name, image) for name in cohort.scans for image in SCENARIOS[name].images]
     for folder in processes.own(paths):
+        rest = read, intensity_range
+        asked = [(name, (folder, image, SCENARIOS[name], *rest)) for name, image in needed]
         faults: list[str] = []
-        asked = [
-            (name, (folder, image, SCENARIOS[name], read, intensity_range))
-            for name in cohort.scans
-            for image in SCENARIOS[name].images
-        ]
         scans = [collect(faults, _read, *arguments) for _, arguments in asked]
         if faults:
             cohort.faults[folder.name] = faults
@@ -99,9 +99,8 @@ def read_cohort(
             cohort.warnings.extend(scan.warnings)
             images.append((str(folder), scan.image, _digest(scan.intensities)))
             size += sum(values.nbytes for values in scan.values.values())
-            if size > kept_bytes:
-                scan = scan.unread(functools.partial(_read, *arguments))
-            cohort.scans[name].append(scan)
+            again = functools.partial(_read, *arguments)
+            cohort.scans[name].append(scan if size <= kept_bytes else scan.unread(again))
     return _of_all_processes(cohort, images)
 
 

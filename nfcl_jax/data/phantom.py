@@ -36,11 +36,11 @@ def write_phantom(root: str | Path, num_patients: int = 4, seed: int = 0) -> Pat
       `root`, as `data.root` takes it.
 
     Raises:
-      ValueError: if `num_patients` is below 1 or above 999.
+      ValueError: if `num_patients` is below 1 or above 9999.
       FileExistsError: if there are patients below `root` already; they may be real ones.
     """
-    if not 1 <= num_patients <= 999:
-        raise ValueError(f"num_patients must be from 1 to 999, got {num_patients}.")
+    if not 1 <= num_patients <= 9999:
+        raise ValueError(f"num_patients must be from 1 to 9999, got {num_patients}.")
     root = Path(root)
     if any(root.glob("patient*")):
         raise FileExistsError(f"{root}: holds patients already; a new folder would be right.")
