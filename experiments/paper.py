@@ -9,22 +9,45 @@ stopped: finished cells are not done again.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
+from rich.console import Console
 
 from experiments.launch.cli import launch, screen
-from experiments.launch.grid import run_grid
+from experiments.launch.dry_run import needs_of, prepare, show_all_needs
+from experiments.launch.grid import make_cells, run_grid
+from nfcl_jax.inputs import read_data
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/paper.py, or another grid")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "say what the grid will take, and do not begin it")
+_RATE = flags.DEFINE_float(
+    "flops_per_second", None, "of a machine that --dry_run is to tell the hours of", lower_bound=1.0
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the grid writes")
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if not run_grid(_CONFIG.value.to_dict(), Path(_WORKDIR.value), screen()):
+    config, workdir, console = _CONFIG.value.to_dict(), Path(_WORKDIR.value), screen()
+    if _DRY_RUN.value:
+        return dry_run(config, workdir, console, _RATE.value)
+    if not run_grid(config, workdir, console):
         sys.exit(1)
+
+
+def dry_run(config: dict[str, Any], workdir: Path, console: Console, rate: float | None) -> None:
+    """Says what the grid will take: of cells that share a first task, one learns it."""
+    prepare()
+    cells = make_cells(config, workdir)
+    cohort = read_data(config, dict.fromkeys(cell.config["scenario"] for cell in cells), workdir)
+    needs = {}
+    for cell in cells:
+        scans = cohort.scans[cell.config["scenario"]]
+        needs[cell.name] = needs_of(cell.config, scans, learned=int(cell.twin is not None))
+    show_all_needs(console, needs, rate)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import platform
+import resource
 import statistics
 import sys
 from pathlib import Path
@@ -59,6 +60,19 @@ def log_machine(mesh: Mesh) -> None:
         mesh.devices.flat[0].device_kind,
         f" in each of {processes.count()} processes" if processes.count() > 1 else "",
     )
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def log_memory() -> None:
+    """The same, and of the first device, if that tells."""
+    of_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    device = f", of a device {of_device / 1e6:.0f} MB" if of_device else ""
+    log.info("memory at its peak: of the process %.0f MB%s", peak_memory() / 1e6, device)
 
 
 def log_start(scan_records: list[dict]) -> None:

@@ -131,6 +131,7 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
         outcome = _outcome(config, names, scores, fits)
         text = outcome.summary.to_csv(index=False, na_rep="nan")
         processes.on_first(lambda: write_file(workdir / "summary.csv", text))
+        run_log.log_memory()
         log.info("done in %.0f s; everything is in %s", time.monotonic() - started, workdir)
     return outcome
 

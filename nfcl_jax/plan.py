@@ -1,0 +1,171 @@
+"""What a run will take, before it is begun: memory by the compiled programs' own analysis, and
+operations by the fields' layers. Nothing is fitted, and no arrays are made but one scan's."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from nfcl_jax.arguments import ScanAndMemory, Static, Steps, TaskArrays, TrainState
+from nfcl_jax.batching import compile_for, make_batches
+from nfcl_jax.fitting import BatchTask, Recipe, points_per_step, task_arguments
+from nfcl_jax.padded import padded_size
+from nfcl_jax.scan import Scan
+from nfcl_jax.scenarios import Task
+
+
+class Call(NamedTuple):
+    """What a task's programs are called with, as shapes and types: see `step`."""
+
+    static: Static
+    state: TrainState
+    own: ScanAndMemory
+    arrays: TaskArrays
+    rows: int
+
+
+class Plan(NamedTuple):
+    """What a run will take.
+
+    Attributes:
+      scans_per_batch: that a batch has room for.
+      batches: how many scans are in each.
+      padding: voxels that are padding, beside those that are not; with steps over every voxel they
+        take time too.
+      parameters: of all fields at the end.
+      learned_bytes: that these take, and what the strategy keeps beside them.
+      device_bytes: that the largest batch takes on each device, in the task that takes most.
+      flops: floating-point operations of all matrix products.
+    """
+
+    scans_per_batch: int
+    batches: list[int]
+    padding: float
+    parameters: int
+    learned_bytes: int
+    device_bytes: int
+    flops: float
+
+
+def plan_of(scans: Sequence[Scan], tasks: Sequence[Task], recipe: Recipe, mesh: Mesh) -> Plan:
+    """What `loop.learn` will take with these arguments."""
+    points = max(points_per_step(recipe, scan) for scan in scans)
+    count, batches = make_batches(scans, recipe.scans_per_batch, points, mesh)
+    sizes = [[scan.num_voxels for scan in batch] for batch in batches]
+    padded = sum(len(own) * padded_size(max(own)) for own in sizes)
+    largest = max((batch[-1] for batch in batches), key=lambda scan: scan.num_voxels).read()
+    calls = [call_of(largest, count, tasks[:n], recipe, mesh) for n in range(1, len(tasks) + 1)]
+    # The first task, and the last, with the most of what came before.
+    device_bytes = max(
+        bytes_of(call, mesh) for call in {1: calls[0], len(calls): calls[-1]}.values()
+    )
+    work = [(scan, number) for scan in scans for number in range(len(tasks))]
+    parameters = sum(_num_parameters(calls[-1], scan) for scan in scans)
+    kept = _bytes(calls[-1].state.strategy)
+    return Plan(
+        scans_per_batch=count,
+        batches=[len(batch) for batch in batches],
+        padding=padded / sum(map(sum, sizes)) - 1,
+        parameters=parameters,
+        learned_bytes=4 * parameters + kept * len(scans) // count,
+        device_bytes=device_bytes,
+        flops=float(sum(_flops(calls[number], recipe, scan, number) for scan, number in work)),
+    )
+
+
+def _num_parameters(call: Call, scan: Scan) -> int:
+    """Of a scan's field; the call's is that of the largest scan, and of a whole batch."""
+    sizes = {
+        name: sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(layer))
+        for name, layer in call.state.params["params"].items()
+    }
+    if call.static.field.on_grid:
+        features = call.state.params["params"]["table"].shape[-1]
+        sizes["table"] = scan.num_frames * scan.num_voxels * features
+    return sum(sizes.values())
+
+
+def _flops(call: Call, recipe: Recipe, scan: Scan, before: int) -> float:
+    """Of a scan's task that has so many before it: two for each multiplication of a matrix product,
+    forward, towards the weights, and towards the inputs of all layers but those that take
+    coordinates."""
+    layers = call.state.params["params"]
+    sizes = {
+        name: math.prod(layer["kernel"].shape[1:])
+        for name, layer in layers.items()
+        if name != "table"
+    }
+    forward = sum(sizes.values())
+    towards_inputs = forward - (0 if call.static.field.on_grid else sizes["hidden_0"])
+    points = points_per_step(recipe, scan) * (recipe.strategy.cost if before else 1.0)
+    return 2.0 * recipe.num_steps * points * (2 * forward + towards_inputs)
+
+
+def call_of(scan: Scan, count: int, tasks: Sequence[Task], recipe: Recipe, mesh: Mesh) -> Call:
+    """How the programs of the last of `tasks` are called for a batch of `count` scans like this."""
+    programs, state, memory = compile_for(mesh), None, None
+    for number in range(1, len(tasks) + 1):
+        task = BatchTask([scan], 1, tasks[:number], recipe, mesh)
+        static, one, arrays = task_arguments(task)
+        scans = jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype), one)
+        before: Any = (None, {}, None)
+        if state is not None:
+            params, of_strategy = state.params, state.strategy
+            moments = state.opt_state[0]._asdict() if static.keep_optimiser else None
+            if static.strategy.begin:
+                begin = programs.begin_task.eval_shape
+                memory, of_strategy = begin(static, (params, of_strategy), scans, arrays)
+            before = params, of_strategy, moments
+        state = programs.start_task.eval_shape(static, before, scans, arrays)
+    return Call(static, state, ScanAndMemory(scans, memory), arrays, task.rows)
+
+
+def bytes_of(call: Call, mesh: Mesh) -> int:
+    """That a task takes on each device at its peak: what stays there, and the most that one of its
+    programs needs beside that."""
+    programs, one = compile_for(mesh), jnp.int32(1)
+    static, state, own, arrays, rows = call
+    lowered = [
+        programs.fit_steps.lower(static, state, own, Steps(arrays, one, one)),
+        programs.render.lower((static.field, rows), state.params, own.scan, arrays.stop_seen),
+    ]
+    return _bytes((state, own)) // mesh.devices.size + max(map(_beside, lowered))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _beside(lowered: jax.stages.Lowered) -> int:
+    """Bytes of results and of what is in between, without results in the place of arguments."""
+    memory = lowered.compile().memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.temp_size_in_bytes + results
+
+
+def seconds_per_step(
+    scan: Scan, count: int, tasks: Sequence[Task], recipe: Recipe, mesh: Mesh
+) -> float:
+    """How long a step of the last of `tasks` takes for a batch of `count` scans like this, timed.
+    The state is made up: a step takes as long whatever the parameters are."""
+    call = call_of(scan, count, tasks, recipe, mesh)
+    static, arrays, programs = call.static, call.arrays, compile_for(mesh)
+    _, scans, _ = task_arguments(BatchTask([scan], count, tasks, recipe, mesh))
+
+    def made_up(shape):
+        return jnp.full(shape.shape, 0.01, shape.dtype)
+
+    state, memory = jax.tree.map(made_up, (call.state, call.own.memory))
+    own, chunk = ScanAndMemory(scans, memory), static.steps_per_chunk
+    seconds = []
+    for first in (0, chunk):  # the first one compiles
+        started = time.perf_counter()
+        steps = Steps(arrays, jnp.int32(first), jnp.int32(first + chunk))
+        state, losses = programs.fit_steps(static, state, own, steps)
+        jax.block_until_ready(losses)
+        seconds.append(time.perf_counter() - started)
+    return seconds[-1] / chunk
