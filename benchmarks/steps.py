@@ -17,7 +17,6 @@ from nfcl_jax.fields import create_field, init_params
 from nfcl_jax.fitting import (
     STEPS_PER_CHUNK,
     BatchTask,
-    points_per_step,
     start_batch,
     task_arguments,
 )
@@ -87,7 +86,9 @@ def our_steps(
     tasks, recipe = tasks_of(config), recipe_of(config)
     mesh = device_mesh()
     programs = compile_for(mesh)
-    count, batches = make_batches(scans, per_batch, points_per_step(recipe, scans[0]), mesh)
+    count, batches = make_batches(
+        scans, mesh.devices.size if per_batch is None else per_batch, mesh
+    )
     calls, states = [], []
     for batch in batches:
         learned: dict[str, Learned] = {}

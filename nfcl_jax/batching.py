@@ -13,7 +13,6 @@ from nfcl_jax.params import render
 from nfcl_jax.points import num_space_axes
 from nfcl_jax.scan import Scan
 
-POINTS_IN_FLIGHT = 2**17  # that an accelerator is given at once: some GB of activations
 # How XLA compiles for a CPU. Measured on two cores of an AMD EPYC: Eigen's matrix products take a
 # tenth less time than those of its younger rival, which is the default, and vectors of 512 bits,
 # where there are any, halve the time of a sine.
@@ -29,32 +28,20 @@ def device_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), ("scans",), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def scans_at_once(platform: str, points: int) -> int:
-    """How many scans a device is given at once if each asks for so many points in a step: a CPU
-    one, which fills it; an accelerator as many as make POINTS_IN_FLIGHT, so that the memory that a
-    step takes is bounded by them and not by the cohort."""
-    return 1 if platform == "cpu" else max(POINTS_IN_FLIGHT // points, 1)
-
-
 def make_batches(
-    scans: Sequence[Scan], scans_per_batch: int | None, points: int, mesh: Mesh
+    scans: Sequence[Scan], scans_per_batch: int, mesh: Mesh
 ) -> tuple[int, list[list[Scan]]]:
     """Scans of similar size together.
 
     Args:
       scans: of the cohort.
-      scans_per_batch: so many at once, rounded up to a multiple of the devices; 0 is all, None what
-        `scans_at_once` says for each device.
-      points: that a scan asks for in a step, the largest.
+      scans_per_batch: so many at once, rounded up to a multiple of the devices; 0 is all.
       mesh: from `device_mesh`.
 
     Returns:
       How many scans a batch has room for, and the batches.
     """
     devices = mesh.devices.size
-    if scans_per_batch is None:
-        platform = mesh.devices.flat[0].platform
-        scans_per_batch = devices * scans_at_once(platform, points)
     count = min(scans_per_batch or len(scans), len(scans))
     count = -(-count // devices) * devices
     batches = []
@@ -71,13 +58,18 @@ def filled(batch: Sequence[Any], count: int) -> list[Any]:
 
 
 def over_scans(
-    function: Callable, mesh: Mesh, donate: bool = False, cpu_options: Mapping = CPU_OPTIONS
+    function: Callable,
+    mesh: Mesh,
+    at_once: bool,
+    donate: bool = False,
+    cpu_options: Mapping = CPU_OPTIONS,
 ) -> Callable:
     """`function`, written for one scan, over a batch of them.
 
     Args:
       function: (static, state, scan, shared) -> results; static is hashable, the others pytrees.
       mesh: one axis, "scans"; its size must divide that of the batch.
+      at_once: whether a device fits all its scans at once, or one after the other.
       donate: whether the state's buffers are given up for the results.
       cpu_options: how XLA compiles it, if for a CPU.
 
@@ -88,7 +80,7 @@ def over_scans(
 
     def batched(static, state, scan, shared):
         return jax.shard_map(
-            _map_scans(functools.partial(function, static), platform),
+            _map_scans(functools.partial(function, static), at_once),
             mesh=mesh,
             in_specs=(spec, spec, PartitionSpec()),
             out_specs=spec,
@@ -104,20 +96,25 @@ def over_scans(
     )
 
 
-def _map_scans(one_scan: Callable, platform: str) -> Callable:
-    """`one_scan` over a batch axis: vmap on accelerators, one after the other on a CPU.
+def _map_scans(one_scan: Callable, at_once: bool) -> Callable:
+    """`one_scan` over a batch axis: by vmap, or in a loop.
 
-    A CPU is filled by one scan. Each then runs in the very same loop body, so that a batch of any
-    size gives the same bits; batched matrix products round differently for each size, which 500
-    steps of Adam amplify to tenths of a dB.
+    In a loop each runs in the very same body, so that a batch of any size gives the same bits;
+    batched matrix products round differently for each size, which 500 steps of Adam amplify to
+    tenths of a dB.
     """
-    if platform != "cpu":
+    if at_once:
         return jax.vmap(one_scan, in_axes=(0, 0, None))
 
     def one_after_the_other(state, scan, shared):
         return jax.lax.map(lambda own: one_scan(*own, shared), (state, scan))
 
     return one_after_the_other
+
+
+def fits_at_once(device: jax.Device) -> bool:
+    """Whether a device is faster with several scans at once: one scan fills a CPU."""
+    return device.platform != "cpu"
 
 
 class Programs(NamedTuple):
@@ -132,9 +129,11 @@ class Programs(NamedTuple):
 
 
 @functools.lru_cache
-def compile_for(mesh: Mesh) -> Programs:
-    """The functions of `step`, and `params.render`, over the scans of a batch on `mesh`."""
-    program = functools.partial(over_scans, mesh=mesh)
+def compile_for(mesh: Mesh, at_once: bool | None = None) -> Programs:
+    """The functions of `step`, and `params.render`, over the scans of a batch on `mesh`, `at_once`
+    or one after the other; None is as is faster there."""
+    at_once = fits_at_once(mesh.devices.flat[0]) if at_once is None else at_once
+    program = functools.partial(over_scans, mesh=mesh, at_once=at_once)
     quick = functools.partial(program, cpu_options=QUICK_OPTIONS)
     return Programs(
         begin_task=program(step.begin_task),

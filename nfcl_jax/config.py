@@ -47,8 +47,8 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         "schedule": "constant",
         "huber_delta": 1.0,
         # How many scans one call of the program fits: 0 is all; None is one per device on CPUs,
-        # where more are no faster and take more memory, and as many as draw 131,072 points
-        # elsewhere.
+        # where more are no faster and take more memory, and elsewhere as many as fit the
+        # memory.
         "scans_per_batch": None,
         # Steps after which a task in the middle is saved, at the end of a chunk of 50; 0 saves it
         # only when a signal stops the run, and between batches.

@@ -42,7 +42,7 @@ class Recipe(NamedTuple):
       schedule: of the rate after that, one of `config.SCHEDULES`.
       num_steps: per task.
       batch_size: points per step; 0 is every voxel.
-      scans_per_batch: as `make_batches` takes it.
+      scans_per_batch: as `make_batches` takes it; None is what `plan.scans_at_once` says.
       seed: of all random numbers.
     """
 

@@ -13,9 +13,10 @@ from nfcl_jax import processes
 from nfcl_jax.batching import make_batches
 from nfcl_jax.errors import RunError
 from nfcl_jax.fields import FIELDS, create_field
-from nfcl_jax.fitting import BatchTask, Recipe, fit_batch, points_per_step
+from nfcl_jax.fitting import BatchTask, Recipe, fit_batch
 from nfcl_jax.padded import scan_key
 from nfcl_jax.params import begun, grow_table, num_output_channels
+from nfcl_jax.plan import scans_at_once
 from nfcl_jax.points import num_axes
 from nfcl_jax.records import Learned, Partial, Progress, TaskResult
 from nfcl_jax.scan import Scan
@@ -92,8 +93,7 @@ def learn(
       DataError: if a scan that is read again is another, or cannot be.
     """
     _refuse_lacking(scans, tasks, start.task)
-    points = max(points_per_step(recipe, scan) for scan in scans)
-    count, batches = make_batches(scans, recipe.scans_per_batch, points, mesh)
+    count, batches = make_batches(scans, scans_at_once(scans, tasks, recipe, mesh), mesh)
     memory = {} if memory is None else memory
     memory.update(start.learned)
     _add_rows(scans, recipe, memory)

@@ -11,11 +11,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from nfcl_jax.arguments import ScanAndMemory, Static, Steps, TaskArrays, TrainState
-from nfcl_jax.batching import compile_for, make_batches
+from nfcl_jax.batching import Programs, compile_for, fits_at_once, make_batches
 from nfcl_jax.fitting import BatchTask, Recipe, points_per_step, task_arguments
 from nfcl_jax.padded import padded_size
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import Task
+
+FILLED = 0.8  # of an accelerator's memory; the rest is for what the analysis does not know
+LEAST_MEMORY = 8e9  # bytes, of one that does not tell
 
 
 class Call(NamedTuple):
@@ -51,18 +54,55 @@ class Plan(NamedTuple):
     flops: float
 
 
+def scans_at_once(scans: Sequence[Scan], tasks: Sequence[Task], recipe: Recipe, mesh: Mesh) -> int:
+    """How many scans go through the programs at once: what the recipe says or, if it says nothing,
+    one on each device that is a CPU, which one fills, and on others as many as fit its memory."""
+    devices, device = mesh.devices.size, mesh.devices.flat[0]
+    if recipe.scans_per_batch is not None:
+        return recipe.scans_per_batch
+    if not fits_at_once(device):
+        return devices
+    limit = (device.memory_stats() or {}).get("bytes_limit", LEAST_MEMORY)
+    largest = max(scans, key=lambda scan: scan.num_voxels).read()
+    own = bytes_for(largest, tasks, recipe, mesh)
+    fit = max(int((FILLED * limit - own.fixed) / own.per_scan), 1)
+    each = -(-len(scans) // devices)  # on every device, if all went at once
+    return devices * -(-each // -(-each // fit))  # in as few batches, and those alike
+
+
+class Bytes(NamedTuple):
+    """On each device: whatever its scans are, and for each of them."""
+
+    fixed: int
+    per_scan: int
+
+
+def bytes_for(
+    scan: Scan,
+    tasks: Sequence[Task],
+    recipe: Recipe,
+    mesh: Mesh,
+    at_once: bool | None = None,
+) -> Bytes:
+    """What scans like this take in the last of `tasks`, from the programs for one and for two of
+    them on each device; `at_once` is as in `compile_for`."""
+    programs, devices = compile_for(mesh, at_once), mesh.devices.size
+    one, two = (
+        bytes_of(call_of(scan, n * devices, tasks, recipe, mesh), mesh, programs) for n in (1, 2)
+    )
+    return Bytes(2 * one - two, two - one)
+
+
 def plan_of(scans: Sequence[Scan], tasks: Sequence[Task], recipe: Recipe, mesh: Mesh) -> Plan:
     """What `loop.learn` will take with these arguments."""
-    points = max(points_per_step(recipe, scan) for scan in scans)
-    count, batches = make_batches(scans, recipe.scans_per_batch, points, mesh)
+    count, batches = make_batches(scans, scans_at_once(scans, tasks, recipe, mesh), mesh)
     sizes = [[scan.num_voxels for scan in batch] for batch in batches]
     padded = sum(len(own) * padded_size(max(own)) for own in sizes)
     largest = max((batch[-1] for batch in batches), key=lambda scan: scan.num_voxels).read()
     calls = [call_of(largest, count, tasks[:n], recipe, mesh) for n in range(1, len(tasks) + 1)]
     # The first task, and the last, with the most of what came before.
-    device_bytes = max(
-        bytes_of(call, mesh) for call in {1: calls[0], len(calls): calls[-1]}.values()
-    )
+    ends = {1: calls[0], len(calls): calls[-1]}.values()
+    device_bytes = max(bytes_of(call, mesh, compile_for(mesh)) for call in ends)
     work = [(scan, number) for scan in scans for number in range(len(tasks))]
     parameters = sum(_num_parameters(calls[-1], scan) for scan in scans)
     kept = _bytes(calls[-1].state.strategy)
@@ -124,10 +164,10 @@ def call_of(scan: Scan, count: int, tasks: Sequence[Task], recipe: Recipe, mesh:
     return Call(static, state, ScanAndMemory(scans, memory), arrays, task.rows)
 
 
-def bytes_of(call: Call, mesh: Mesh) -> int:
+def bytes_of(call: Call, mesh: Mesh, programs: Programs) -> int:
     """That a task takes on each device at its peak: what stays there, and the most that one of its
     programs needs beside that."""
-    programs, one = compile_for(mesh), jnp.int32(1)
+    one = jnp.int32(1)
     static, state, own, arrays, rows = call
     lowered = [
         programs.fit_steps.lower(static, state, own, Steps(arrays, one, one)),

@@ -22,7 +22,7 @@ from small import (
 )
 
 from nfcl_jax import batching
-from nfcl_jax.batching import compile_for, device_mesh, make_batches, scans_at_once
+from nfcl_jax.batching import compile_for, device_mesh, make_batches
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.padded import padded_size
 from nfcl_jax.strategies.distillation import distillation
@@ -35,10 +35,7 @@ from nfcl_jax.strategies.replay import joint, replay
 @pytest.fixture
 def at_once(monkeypatch):
     """Programs as accelerators have them: vmap over the scans of a batch."""
-    map_scans = batching._map_scans
-    monkeypatch.setattr(
-        batching, "_map_scans", lambda one_scan, platform: map_scans(one_scan, "gpu")
-    )
+    monkeypatch.setattr(batching, "fits_at_once", lambda device: True)
     compile_for.cache_clear()
     yield
     compile_for.cache_clear()
@@ -99,11 +96,11 @@ def test_scans_fitted_at_once_as_on_accelerators_end_alike(at_once):
         assert_same_results(together, own, {scan.patient})
 
 
-@pytest.mark.parametrize(("wanted", "sizes"), [(0, [5]), (2, [2, 2, 1]), (9, [5]), (None, [1] * 5)])
+@pytest.mark.parametrize(("wanted", "sizes"), [(0, [5]), (2, [2, 2, 1]), (9, [5])])
 def test_batches_hold_scans_of_similar_size(wanted, sizes):
     shapes = [(9, 8, 3), (7, 8, 2), (9, 9, 2), (8, 8, 4), (7, 7, 2)]
     scans = [make_scan(f"patient{i}", shape) for i, shape in enumerate(shapes)]
-    _, batches = make_batches(scans, wanted, 64, device_mesh(jax.devices()[:1]))
+    _, batches = make_batches(scans, wanted, device_mesh(jax.devices()[:1]))
     assert [len(batch) for batch in batches] == sizes
     voxels = [scan.num_voxels for batch in batches for scan in batch]
     assert voxels == sorted(voxels)
@@ -112,16 +109,8 @@ def test_batches_hold_scans_of_similar_size(wanted, sizes):
 def test_single_slices_are_in_batches_of_their_own():
     """Their fields take other coordinates."""
     scans = [make_scan(f"p{i}", shape) for i, shape in enumerate([(7, 8, 1), (7, 7, 2), (9, 9, 1)])]
-    count, batches = make_batches(scans, 0, 64, device_mesh(jax.devices()[:1]))
+    count, batches = make_batches(scans, 0, device_mesh(jax.devices()[:1]))
     assert count == 3 and [[s.patient for s in own] for own in batches] == [["p0", "p2"], ["p1"]]
-
-
-@pytest.mark.parametrize(
-    ("platform", "points", "count"),
-    [("cpu", 16, 1), ("gpu", 2**15, 4), ("gpu", 2**15 + 1, 3), ("gpu", 2**20, 1)],
-)
-def test_a_cpu_takes_one_scan_and_an_accelerator_so_many_points(platform, points, count):
-    assert scans_at_once(platform, points) == count
 
 
 def test_padding_costs_at_most_an_eighth_and_few_sizes():

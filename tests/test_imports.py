@@ -10,7 +10,7 @@ ORDER = [
     "padded", "params", "curve", "records", "storage",
     "strategies.base", "strategies.distillation", "strategies.replay", "strategies.importance",
     "strategies.ewc", "strategies.mas", "strategies.ogd", "strategies",
-    "metrics", "arguments", "optimiser", "step", "batching", "fitting", "loop", "plan",
+    "metrics", "arguments", "optimiser", "step", "batching", "fitting", "plan", "loop",
     "parts", "checkpoints", "partial", "shelf", "locks",
     "geometry", "data.volumes", "data.sources", "data.table", "data.things",
     "data.acdc", "data.phantom", "data.cohorts", "data.sequence", "config",

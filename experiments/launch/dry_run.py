@@ -17,7 +17,7 @@ from experiments.launch.console import log_to_screen
 from nfcl_jax import checkpoints, processes, run_log, shelf
 from nfcl_jax.batching import device_mesh, make_batches
 from nfcl_jax.errors import ConfigError
-from nfcl_jax.fitting import STEPS_PER_CHUNK, points_per_step
+from nfcl_jax.fitting import STEPS_PER_CHUNK
 from nfcl_jax.plan import Plan, plan_of
 from nfcl_jax.runner import Caller, recipe_of, run
 from nfcl_jax.scan import Scan
@@ -39,8 +39,7 @@ def needs_of(config: Mapping[str, Any], scans: Sequence[Scan], learned: int = 0)
     chunks of steps of each task, in a temporary folder."""
     tasks, recipe, mesh = tasks_of(config), recipe_of(config), device_mesh()
     plan = plan_of(scans, tasks, recipe, mesh)
-    points = max(points_per_step(recipe, scan) for scan in scans)
-    _, batches = make_batches(scans, recipe.scans_per_batch, points, mesh)
+    _, batches = make_batches(scans, plan.scans_per_batch, mesh)
     largest = max(batches, key=lambda batch: batch[-1].num_voxels)
     reached: dict[tuple[int, int], float] = {}
 
@@ -127,8 +126,8 @@ def _in_words(size: int) -> str:
 
 
 def prepare() -> None:
-    """Before anything is compiled. Compiling takes memory, of a real run too: programs of an earlier
-    launch would hide it.
+    """Before anything is compiled. Compiling takes memory, of a real run too: programs of an
+    earlier launch would hide it.
 
     Raises:
       ConfigError: where there are several processes.
