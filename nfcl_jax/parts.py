@@ -125,7 +125,8 @@ def _refuse_other_arrays(shapes, like: Mapping[str, Params | None], path: Path) 
 
 
 def _alone() -> ocp.Context:
-    """Where a process reads, the others need not wait for it."""
+    """Where a process reads, the others need not wait for it; but Orbax counts what it does, and
+    what they do together hangs where one has done more."""
     context, own = ocp.Context(), processes.index()
     if processes.count() > 1:
         context.multiprocessing.primary_host = own

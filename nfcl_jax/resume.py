@@ -1,11 +1,11 @@
 """What a run's folder has of the work already, for the run to go on from there."""
 
 import logging
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nfcl_jax import checkpoints, partial
+from nfcl_jax import checkpoints, partial, processes
 from nfcl_jax.config import read_config
 from nfcl_jax.errors import CheckpointError, RunError
 from nfcl_jax.records import Fit, Learned, Partial, Score
@@ -27,43 +27,80 @@ def learned_before(
     workdir: Path,
     config: Mapping[str, Any],
     scan_records: list[dict[str, Any]],
+    scans: Sequence[Scan],
     memory: MutableMapping[str, Learned],
 ) -> int:
-    """How many tasks the folder holds; what the last of them left goes to the memory, unless it was
-    the last of all. Checkpoints that cannot be used are set aside.
+    """How many tasks the folder holds; what the last of them left of this process's scans goes to
+    the memory, unless it was the last of all. Checkpoints that cannot be used are set aside.
 
     Raises:
       RunError: if a checkpoint is another run's.
     """
-    there, learned = checkpoints.finished_tasks(workdir), checkpoints.num_learned(workdir)
+    there, learned = processes.on_first(
+        lambda: (checkpoints.finished_tasks(workdir), checkpoints.num_learned(workdir))
+    )
     if learned == len(tasks_of(config)):
         return learned
     if len(there) > learned:
         log.warning("%s: no checkpoint of task %d", workdir, learned + 1)
-    while learned:
-        try:
-            memory.update(_load_each(workdir, learned, config, scan_records))
-            break
-        except CheckpointError as error:
-            log.warning("%s", error)
-            learned -= 1
-    for task in there:
-        if task > learned:
-            aside = checkpoints.set_aside(workdir, task)
-            log.warning("task %d is learned again; its checkpoint is now %s", task, aside)
+    while learned and (fault := _take(workdir, learned, config, scan_records, scans, memory)):
+        log.warning("%s", fault)
+        learned -= 1
+    for task in (task for task in there if task > learned):
+        aside = processes.on_first(lambda task=task: str(checkpoints.set_aside(workdir, task)))
+        log.warning("task %d is learned again; its checkpoint is now %s", task, aside)
     return learned
 
 
-def _load_each(
-    workdir: Path, task: int, config: Mapping[str, Any], scan_records: list[dict[str, Any]]
-) -> Iterator[tuple[str, Learned]]:
-    """What a task left of every scan, if this config and these scans are what it was learned by."""
-    about = checkpoints.load_metadata(workdir, task)
-    refuse_another_checkpoint(workdir, task, about, config, scan_records)
-    # As they were then: a table of scans may have grown.
-    likes = [params_like(config, record, task) for record in of_scans(about["scans"])]
-    like = dict(zip(names_of(about["scans"]), likes, strict=True))
-    return checkpoints.load_each(workdir, task, like)
+def first_task_of(
+    twin: Path,
+    scan_records: list[dict[str, Any]],
+    scans: Sequence[Scan],
+    memory: MutableMapping[str, Learned],
+) -> tuple[list[Score], list[Fit]] | None:
+    """The rows that a run has of its first task, on everyone's scans, if that can be used; what it
+    has learned of this process's goes to the memory."""
+    if not processes.on_first(lambda: 1 in checkpoints.finished_tasks(twin)):
+        return None
+    try:
+        config = read_config(twin / "config.json")
+        rows = read_rows(twin, config, names_of(scan_records), 1)
+        fault = _take(twin, 1, config, scan_records, scans, memory)
+    except (RunError, OSError) as error:
+        fault = str(error)
+    if fault:
+        log.warning("%s Task 1 is learned again.", fault)
+    return None if fault else rows
+
+
+def _take(
+    workdir: Path,
+    task: int,
+    config: Mapping[str, Any],
+    scan_records: list[dict[str, Any]],
+    scans: Sequence[Scan],
+    memory: MutableMapping[str, Learned],
+) -> str:
+    """Puts what a task left of these scans into the memory, if this config and these scans are what
+    it was learned by. Every process reads all of it: Orbax counts what it does, and waits for the
+    others to have done as much.
+
+    Returns:
+      Why the checkpoint cannot be used, by any process.
+    """
+    fault, own = "", {scan.name for scan in scans}
+    try:
+        about = checkpoints.load_metadata(workdir, task)
+        refuse_another_checkpoint(workdir, task, about, config, scan_records)
+        # As they were then: a table of scans may have grown.
+        likes = [params_like(config, record, task) for record in of_scans(about["scans"])]
+        like = dict(zip(names_of(about["scans"]), likes, strict=True))
+        for name, learned in checkpoints.load_each(workdir, task, like):
+            if name in own:
+                memory[name] = learned
+    except CheckpointError as error:
+        fault = str(error)
+    return next(filter(None, processes.gathered(fault)), "")
 
 
 def begun(
@@ -86,23 +123,3 @@ def begun(
                 own = own._replace(learned=None)
             found[name] = own
     return found
-
-
-def first_task_of(
-    twin: Path,
-    config: Mapping[str, Any],
-    scan_records: list[dict[str, Any]],
-    memory: MutableMapping[str, Learned],
-) -> tuple[list[Score], list[Fit]] | None:
-    """The rows that a run has of its first task on these scans, if that can be used; what it has
-    learned goes to the memory."""
-    if 1 not in checkpoints.finished_tasks(twin):
-        return None
-    try:
-        own = read_config(twin / "config.json")
-        rows = read_rows(twin, own, names_of(scan_records), 1)
-        memory.update(_load_each(twin, 1, own, scan_records))
-        return rows
-    except (CheckpointError, RunError, OSError) as error:
-        log.warning("%s Task 1 is learned again.", error)
-        return None

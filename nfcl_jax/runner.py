@@ -110,9 +110,7 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
         processes.on_first(lambda: write_description(workdir, config, scan_records))
         label, metadata = label_of(config), {"config": config, "scans": scan_records}
         started, names = time.monotonic(), names_of(scan_records)
-        start = processes.on_first(
-            lambda: resume.learned_before(workdir, config, scan_records, memory)
-        )
+        start = resume.learned_before(workdir, config, scan_records, scans, memory)
         scores, fits = read_rows(workdir, config, names, start) if start else ([], [])
         if start:
             log.info("%d of %d tasks were learned before", start, len(tasks))
@@ -185,13 +183,12 @@ def _learn(
     if start == len(tasks):
         return
     begun = resume.begun(config, scans, workdir, start + 1, memory)
-    if not start and (twin := caller.twin):
-        rows = processes.on_first(lambda: resume.first_task_of(twin, config, scan_records, memory))
-        if rows:
-            log.info("task 1 of %d is taken from %s", len(tasks), twin)
-            start, begun = 1, {}
-            yield _result(1, memory, [rows])
-    agree(memory, names_of(scan_records) if processes.index() == 0 else [])
+    twin = caller.twin if not start else None
+    if rows := twin and resume.first_task_of(twin, scan_records, scans, memory):
+        log.info("task 1 of %d is taken from %s", len(tasks), twin)
+        start, begun = 1, {}
+        yield _result(1, memory, [rows])
+    agree(memory, names)
     mesh = device_mesh()
     run_log.log_machine(mesh)
     hooks = Hooks(caller.on_progress, keeper(config, workdir, caller.asked_to_stop, scans))

@@ -49,7 +49,7 @@ class Scan:
 
     patient: str
     image: str
-    values: Mapping[str, np.ndarray]
+    values: Mapping[str, np.ndarray | Unread]
     frame_numbers: tuple[int, ...]
     spacing: tuple[float, float, float]
     affine: np.ndarray

@@ -82,11 +82,11 @@ def memory_of(
     several processes, a shelf in the run's folder, which is gone when the run is done."""
     there = {f"{own['patient']}/{own['image']}": own for own in scan_records if "image" in own}
     size = 4 * sum(own["parameters"] for own in there.values())
+    folder = workdir / "unfinished" / "learned"
+    processes.on_first(lambda: shutil.rmtree(folder, ignore_errors=True))  # of a run that was ended
     if processes.count() == 1 and size <= KEPT_BYTES:
         yield {}
         return
-    folder = workdir / "unfinished" / "learned"
-    processes.on_first(lambda: shutil.rmtree(folder, ignore_errors=True))
     yield Shelf(folder, list(there))
     processes.on_first(lambda: shutil.rmtree(folder.parent, ignore_errors=True))
 

@@ -121,13 +121,28 @@ def test_padding_costs_at_most_an_eighth_and_few_sizes():
 
 
 def test_devices_share_the_scans_and_change_nothing():
-    """Four CPU devices in a process of their own, against one device in this one."""
+    """Four CPU devices in a process of their own, against one device in this one. Their programs
+    pass nothing from one device to another."""
     script = """
 import sys; sys.path.insert(0, "tests")
 import json, jax
 from small import *
 assert jax.device_count() == 4
 results = list(learn(cohort(), FRAMES[:2], distilled(scans_per_batch=0), device_mesh()))
+from nfcl_jax.plan import call_of
+from nfcl_jax.arguments import Steps
+from nfcl_jax.batching import compile_for
+mesh, one = device_mesh(), jax.numpy.int32(1)
+static, state, own, arrays, rows = call_of(cohort()[0], 8, FRAMES[:2], distilled(), mesh)
+programs = compile_for(mesh)
+for lowered in (
+    programs.fit_steps.lower(static, state, own, Steps(arrays, one, one)),
+    programs.render.lower((static.field, rows), state.params, own.scan, arrays.stop_seen),
+):
+    text = lowered.compile().as_text()
+    assert "num_partitions=4" in text
+    talk = ("all-reduce", "all-gather", "all-to-all", "collective", "send", "recv")
+    assert not [word for word in talk if word + "(" in text or word + "-start(" in text]
 print(json.dumps([s.value for s in results[1].scores]))
 """
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
