@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfcl_jax.arguments import ScanAndMemory, Steps
-from nfcl_jax.batching import CPU_OPTIONS, compile_for, device_mesh, make_batches
+from nfcl_jax.batching import CPU_OPTIONS, compile_for, device_mesh, known_options, make_batches
 from nfcl_jax.config import make_config
 from nfcl_jax.fields import create_field, init_params
 from nfcl_jax.fitting import (
@@ -122,7 +122,7 @@ def our_steps(
 def matmul_steps(points: int, sizes: list[tuple[int, int]], towards_coords: bool) -> Run:
     """The matrix products of a step and nothing else: forward, towards the weights, and towards
     the inputs. Each depends on the one before, as in a step, and is compiled as there."""
-    options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
+    options = known_options(CPU_OPTIONS) if jax.default_backend() == "cpu" else None
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
     def products(carry, steps):

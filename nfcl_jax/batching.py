@@ -57,6 +57,20 @@ def filled(batch: Sequence[Any], count: int) -> list[Any]:
     return [batch[i % len(batch)] for i in range(count)]
 
 
+@functools.cache
+def _has_option(name: str, value: Any) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
+
+
+def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that XLA has; they come and go with its releases."""
+    return {name: value for name, value in options.items() if _has_option(name, value)}
+
+
 def over_scans(
     function: Callable,
     mesh: Mesh,
@@ -92,7 +106,7 @@ def over_scans(
         batched,
         static_argnums=0,
         donate_argnums=(1,) if donate else (),
-        compiler_options=dict(cpu_options) if platform == "cpu" else None,
+        compiler_options=known_options(cpu_options) if platform == "cpu" else None,
     )
 
 

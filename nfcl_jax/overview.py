@@ -24,7 +24,7 @@ def overview(
       by_head: whether these are told apart by the names of heads, as a table's are.
     """
     last = scores["trained_task"].max()
-    scores = scores.set_index(["patient", "image", "metric", "evaluated_task"])
+    scores = scores.set_index(["patient", "image", "metric", "evaluated_task"]).sort_index()
     rows = []
     for scan in scans:
         row = {

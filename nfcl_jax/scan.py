@@ -82,12 +82,12 @@ class Scan:
         return scan
 
     @property
-    def intensities(self) -> np.ndarray:
+    def intensities(self) -> np.ndarray | Unread:
         """Of the image of ACDC's scans."""
         return self.values["image"]
 
     @property
-    def labels(self) -> np.ndarray | None:
+    def labels(self) -> np.ndarray | Unread | None:
         """Of the mask of ACDC's scans, or None where no task needs them."""
         return self.values.get("mask")
 
@@ -128,7 +128,7 @@ class Scan:
         return math.prod(self._any_values.shape[1:4])
 
     @property
-    def _any_values(self) -> np.ndarray:
+    def _any_values(self) -> np.ndarray | Unread:
         return next(iter(self.values.values()))
 
 

@@ -68,10 +68,10 @@ class Shelf(MutableMapping[str, Learned]):
         self._path(name).unlink()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return (n for n in self.names if n in self.expected or self._path(n).exists())
 
     def __len__(self) -> int:
-        return len(self.names)
+        return sum(1 for _ in self)
 
 
 @contextlib.contextmanager

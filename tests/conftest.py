@@ -3,12 +3,15 @@ import fcntl
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 # The tests' programs take few steps: they are compiled quickly rather than well.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-)
+flags = ["--xla_backend_optimization_level=0"]
+# XLA ends the process at a flag that it lacks.
+if version("jaxlib").startswith(("0.6.", "0.7.", "0.8.", "0.9.", "0.10.")):
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 # Most of their time is compiling: what one process has compiled, no other compiles again.
 CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -18,6 +21,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+
+if not hasattr(jax, "enable_x64"):  # before JAX 0.8
+    from jax.experimental import enable_x64
+
+    jax.enable_x64 = enable_x64
 
 # Shapes and types in signatures are checked while the tests run.
 _hook = install_import_hook("nfcl_jax", "beartype.beartype")

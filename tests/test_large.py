@@ -118,7 +118,7 @@ def test_memory_grows_with_scans_as_two_of_them_tell(field):
 
 
 @pytest.mark.parametrize(
-    ("memory", "count"), [(10_000, 5), (2_000, 3), (1_700, 3), (1_500, 3), (1_200, 1), (10, 1)]
+    ("memory", "count"), [(10_000, 5), (2_000, 3), (1_700, 2), (1_200, 1), (10, 1)]
 )
 def test_an_accelerator_takes_as_many_scans_as_fit_in_batches_alike(monkeypatch, memory, count):
     """100 bytes and 500 for each scan must fit four fifths of the memory."""
@@ -197,5 +197,3 @@ def test_a_dry_run_says_what_a_run_takes_and_begins_none(phantom_root, tmp_path)
     assert "6 of 1 scan" in done.stdout and "hours, of the products alone" in done.stdout
     number, unit = re.search(r"of the process +([\d.]+) (.B)", done.stdout).groups()
     assert 200 < float(number) * {"MB": 1, "GB": 1000}[unit] < 3000
-    done = command(*start, "--config=configs/paper.py", "--config.fields=siren")
-    assert done.returncode == 2 and "not the config of a run" in done.stderr
