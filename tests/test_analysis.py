@@ -37,7 +37,10 @@ def small(name, channels=3):
     return field, params
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("pe_relu", "finer"))) for n in FIELDS],
+)
 def test_the_kernel_is_that_of_explicit_jacobians(name):
     field, params = small(name)
     some, others = np.array([3, 50, 7]), np.array([50, 90])

@@ -50,8 +50,8 @@ STRATEGIES = {
     "ogd": ogd(8, 8),
 }
 TASKS = {"domain": FRAMES[:2], "signal": IMAGE_AND_MASK}
-# One case for each strategy and scenario, and with a table; all of them with --slow.
-QUICK = [("siren", "ewc", "signal"), ("diner", "distillation", "domain")]
+# One case with a table and a teacher; every field, strategy and scenario with --slow.
+QUICK = [("diner", "distillation", "domain")]
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,7 @@ def asked_at(knots, how):
     ("make_recipe", "tasks"),
     [
         (recipe, FRAMES[:3]),
-        (distilled, IMAGE_AND_MASK),
+        pytest.param(distilled, IMAGE_AND_MASK, marks=pytest.mark.slow),
         pytest.param(recipe, IMAGE_AND_MASK, marks=pytest.mark.slow),
         pytest.param(distilled, FRAMES[:3], marks=pytest.mark.slow),
     ],
@@ -263,6 +263,7 @@ def test_steps_on_a_curve_are_full_batch_steps(make_recipe, tasks):
         assert 0 < max(fit.curve_error for fit in b.fits) < 1e-5
 
 
+@pytest.mark.slow
 def test_mini_batches_ask_the_network():
     scans, tasks = cohort()[:2], FRAMES[:2]
     one, other = (train(scans, tasks, asked_at(k, distilled("diner"))) for k in (0, 3))
@@ -271,6 +272,7 @@ def test_mini_batches_ask_the_network():
         jax.tree.map(np.testing.assert_array_equal, params_of(a), params_of(b))
 
 
+@pytest.mark.slow
 def test_too_few_knots_are_told_of(caplog):
     scans, tasks = cohort()[:1], FRAMES[:1]
     how = recipe("diner", batch_size=0, num_steps=300, learning_rate=1e-2)

@@ -29,7 +29,9 @@ def run(name, folder, monkeypatch, settings):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "brain")) for n in EXAMPLES]
+)
 def test_the_examples_run(name, tmp_path, monkeypatch):
     found = run(name, tmp_path, monkeypatch, FEW)
     assert found.tasks == tuple(range(1, 1 + EXAMPLES[name].count("learn(")))

@@ -230,6 +230,7 @@ def test_the_config_of_a_run_is_none_of_a_grid_nor_the_other_way_round(tmp_path)
         check_config(paper_config.get_config().to_dict())
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_does_not_stop_the_others(phantom_root, tmp_path, monkeypatch, capsys):
     run = grid.run
 

@@ -81,6 +81,7 @@ def test_an_interrupted_task_is_learned_by_the_same_call(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_engine_is_that_of_a_table(tmp_path):
     """The same values, by files and by arrays, are the same field to the bit."""
     rows = ["scan,1,one.nii.gz,,0,,", "scan,2,two.nii.gz,,365,,", "scan,3,,mask.nii.gz,0,,"]

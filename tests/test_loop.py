@@ -27,7 +27,7 @@ from nfcl_jax.strategies.ewc import ewc
     ("name", "tasks"),
     [
         ("siren", FRAMES[:2]),
-        ("diner", FRAMES[:2]),
+        pytest.param("diner", FRAMES[:2], marks=pytest.mark.slow),
         pytest.param("siren", IMAGE_AND_MASK, marks=pytest.mark.slow),
         pytest.param("pe_relu", FRAMES[:2], marks=pytest.mark.slow),
         pytest.param("finer", FRAMES[:2], marks=pytest.mark.slow),
@@ -48,6 +48,7 @@ def test_a_scan_does_not_depend_on_batch_order_or_company(name, tasks):
             assert_same_results(together, other_seed, {"patient1"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "tasks",
     [FRAMES[:3], pytest.param(IMAGE_AND_MASK, marks=pytest.mark.slow)],
@@ -106,6 +107,7 @@ def test_the_output_layer_grows_when_the_mask_is_learned():
     assert {s.metric for s in mask.scores} == {"psnr", "ssim", "dsc_rv", "dsc_myo", "dsc_lv", "dsc"}
 
 
+@pytest.mark.slow
 def test_a_table_that_is_not_of_the_grid_keeps_its_size(monkeypatch):
     class Lattice(fields.Field):
         @fields.nn.compact

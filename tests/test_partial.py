@@ -22,7 +22,11 @@ class PowerError(Exception):
         pytest.param(distilled("diner"), FRAMES[:2], marks=pytest.mark.slow),
         pytest.param(distilled("siren"), IMAGE_AND_MASK, marks=pytest.mark.slow),
         (recipe("diner", ewc()), FRAMES[:2]),
-        (distilled("siren", keep_optimiser=True, warmup_steps=5), IMAGE_AND_MASK),
+        pytest.param(
+            distilled("siren", keep_optimiser=True, warmup_steps=5),
+            IMAGE_AND_MASK,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(recipe("siren", ewc()), IMAGE_AND_MASK, marks=pytest.mark.slow),
     ],
     ids=["diner", "siren-signal", "diner-ewc", "kept", "siren-ewc-signal"],

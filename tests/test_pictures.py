@@ -145,7 +145,7 @@ def test_ssim_in_colour_is_the_mean_of_the_colours():
     assert ssim(a, b) == pytest.approx(np.mean([ssim(a[..., c], b[..., c]) for c in range(3)]))
 
 
-@pytest.mark.parametrize("field", ["siren", "diner"])
+@pytest.mark.parametrize("field", ["siren", pytest.param("diner", marks=pytest.mark.slow)])
 def test_a_field_of_a_picture_is_asked_and_exported(folder, tmp_path, field):
     (folder / "scans.csv").write_text(
         HEADER + "p,1,colour.png,,0,,\np,2,grey.png,,0,grey,\np,3,colour.png,mask.png,9,,\n"

@@ -84,7 +84,7 @@ def test_replay_looks_at_nothing_that_is_not_kept(whole):
 
 @pytest.mark.parametrize(
     ("name", "tasks", "batch_size"),
-    [("diner", IMAGE_AND_MASK, 0), ("siren", FRAMES[:2], 64)],
+    [pytest.param("diner", IMAGE_AND_MASK, 0, marks=pytest.mark.slow), ("siren", FRAMES[:2], 64)],
     ids=["diner", "siren"],
 )
 def test_more_of_the_earlier_data_keeps_more_of_the_image(name, tasks, batch_size):

@@ -162,6 +162,7 @@ def test_a_signal_stops_a_run_which_then_goes_on_to_the_same_end(folder, undistu
     assert_same_end((folder / "run").rename(folder / "stopped"), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_loses_no_task(folder, undisturbed):
     """No file may grow beyond some size, from the second task on."""
     process = start(folder)

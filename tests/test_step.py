@@ -98,6 +98,7 @@ def test_a_task_too_short_to_render_its_teacher_asks_it_and_learns_the_same(name
     assert_same_results(*runs, {scans[0].patient})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("siren", marks=pytest.mark.slow), "diner"])
 def test_a_step_on_every_voxel_asks_none_twice(name):
     """The image that is distilled has the voxels of the mask that is learned: its points are
@@ -112,7 +113,7 @@ def test_a_step_on_every_voxel_asks_none_twice(name):
         assert not task_arguments(task)[0].revisits
 
 
-@pytest.mark.parametrize("name", ["siren", "diner"])
+@pytest.mark.parametrize("name", ["siren", pytest.param("diner", marks=pytest.mark.slow)])
 def test_with_its_moments_kept_adam_goes_on_as_if_two_tasks_were_one(name):
     """Twice the same frame, every voxel of it in each step, is once for twice as many steps."""
     scans, (first, *_) = cohort()[:2], FRAMES

@@ -179,7 +179,7 @@ def test_a_row_that_was_learned_may_not_change(folder, tmp_path, change):  # noq
         learn(folder, tmp_path / "run", [row for row in changed if row])
 
 
-@pytest.mark.parametrize("field", ["siren", "diner"])
+@pytest.mark.parametrize("field", ["siren", pytest.param("diner", marks=pytest.mark.slow)])
 def test_a_field_of_a_table_is_asked_and_exported_in_the_tables_own_terms(
     folder,  # noqa: F811
     tmp_path,
@@ -227,8 +227,8 @@ def test_an_earlier_field_of_a_scan_that_grew_is_that_of_its_time(folder, tmp_pa
     ("scenario", "field", "flags"),
     [
         ("domain_expansion", "siren", {"weight": 1.0}),
-        ("signal_expansion", "siren", {"points": "shared"}),
-        ("signal_expansion", "diner", {"points": "shared"}),
+        pytest.param("signal_expansion", "siren", {"points": "shared"}, marks=pytest.mark.slow),
+        pytest.param("signal_expansion", "diner", {"points": "shared"}, marks=pytest.mark.slow),
     ],
 )
 def test_the_papers_experiments_as_tables_are_the_same_to_the_bit(
@@ -271,6 +271,7 @@ def test_a_table_is_checked_without_training(folder):  # noqa: F811
     assert command("experiments.check_data").returncode == 2
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run(folder, phantom_root, runs, tmp_path):  # noqa: F811
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/siren").symlink_to(runs("domain_expansion", "siren", "distillation"))
