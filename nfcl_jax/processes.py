@@ -6,7 +6,9 @@ another in vain.
 """
 
 import json
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -57,8 +59,10 @@ def gathered(value: Any) -> list[Any]:
     ]
 
 
-def jointly(work: Callable[[], T]) -> T:
-    """What `work` gives here, once every process has done its own.
+def jointly(work: Callable[[], T], place: Path | None = None) -> T:
+    """What `work` gives here, once every process has done its own. Where that may take some of them
+    half an hour longer than others, `place` is a folder of all, where they wait: Gloo, by which
+    CPUs talk, waits no longer.
 
     Raises:
       Whatever `work` raises here; OtherProcessError if it failed in another process; Stopped if
@@ -73,6 +77,8 @@ def jointly(work: Callable[[], T]) -> T:
         raised, told = stop, {"stopped": stop.number}
     except Exception as error:
         raised, told = error, {"error": f"{type(error).__name__}: {error}"}
+    if place:
+        _wait_at(place)
     everyone = gathered(told)
     if raised:
         raise raised
@@ -83,6 +89,14 @@ def jointly(work: Callable[[], T]) -> T:
         if other:
             raise Stopped(other["stopped"])
     return result
+
+
+def _wait_at(place: Path) -> None:
+    """Waits until every process is here; JAX ends this one if another dies meanwhile."""
+    place.mkdir(parents=True, exist_ok=True)
+    (place / str(index())).touch()
+    while len(list(place.iterdir())) < count():
+        time.sleep(0.2)
 
 
 def on_first(work: Callable[[], T]) -> T:

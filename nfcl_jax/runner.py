@@ -1,6 +1,7 @@
 """One run: learns every task on the scans it is given, and writes all results below its folder."""
 
 import functools
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -194,7 +195,8 @@ def _learn(
     hooks = Hooks(caller.on_progress, keeper(config, workdir, caller.asked_to_stop, scans))
     begin = Start(start, partial=begun)
     results = learn(scans, tasks, recipe_of(config), mesh, begin, hooks, memory)
-    while result := processes.jointly(lambda: next(results, None)):
+    meet = (workdir / "unfinished" / "learned" / f".met_{n}" for n in itertools.count())
+    while result := processes.jointly(lambda: next(results, None), next(meet)):
         agree(memory, names)
         rows = processes.gathered([result.scores, result.fits])
         yield _result(result.number, result.learned, rows)

@@ -96,8 +96,9 @@ def show_needs(console: Console, needs: Needs, rate: float | None) -> None:
 def show_all_needs(console: Console, needs: Mapping[str, Needs], rate: float | None) -> None:
     """The same of several runs, by their names, and all of them."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("", "device", "process", "operations", "hours", *(["at rate"] if rate else [])):
-        shown.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
+    shown.add_column("", overflow="fold")
+    for column in ("device", "process", "operations", "hours", *(["at rate"] if rate else [])):
+        shown.add_column(column, justify="right", no_wrap=True)
 
     def row(name, rows):
         flops = sum(own.plan.flops for own in rows)
