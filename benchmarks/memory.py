@@ -14,7 +14,7 @@ from experiments.launch.cli import launch
 from nfcl_jax.batching import device_mesh
 from nfcl_jax.config import make_config
 from nfcl_jax.fields import FIELDS
-from nfcl_jax.plan import bytes_for
+from nfcl_jax.plan import FILLED, bytes_for
 from nfcl_jax.runner import recipe_of
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import SCENARIOS, tasks_of
@@ -23,7 +23,7 @@ from nfcl_jax.storage import write_file
 _OUT = flags.DEFINE_string("out", None, "folder for memory.md")
 _SHAPE = flags.DEFINE_list("shape", ["216", "256", "10"], "voxels of a frame")
 _SCANS = flags.DEFINE_integer("scans", 100, "of the cohort", lower_bound=1)
-_GIGABYTES = flags.DEFINE_list("gigabytes", ["16", "80"], "of a device's memory")
+_GIGABYTES = flags.DEFINE_list("gigabytes", ["16", "80"], "of a device's memory that JAX reserves")
 
 
 def main(argv: list[str]) -> None:
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
                     FIELDS[field].title,
                     f"{own.per_scan / 1e6:.0f}",
                     f"{whole / 1e9:.1f}",
-                    *(f"{int((size * 1e9 - own.fixed) / own.per_scan)}" for size in sizes),
+                    *(f"{int((FILLED * size * 1e9 - own.fixed) / own.per_scan)}" for size in sizes),
                 ]
             )
             print(*lines[-1], sep="\t", flush=True)

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     firsts = {}
     for cell in cells:
         tasks = tasks_of(cell.config)
-        for scan in scans[cell.config["scenario"]]:
+        for scan in map(Scan.read, scans[cell.config["scenario"]]):
             first = firsts.get((cell.twin, scan.name))
             fields = learn(scan, cell.config, _COMPILED.value, first)
             for number, field in enumerate(fields, start=1):

@@ -8,6 +8,7 @@ stopped: finished cells are not done again.
 """
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rich.console import Console
 from experiments.launch.cli import launch, screen
 from experiments.launch.dry_run import needs_of, prepare, show_all_needs
 from experiments.launch.grid import make_cells, run_grid
+from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.inputs import read_data
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/paper.py, or another grid")
@@ -42,11 +44,13 @@ def dry_run(config: dict[str, Any], workdir: Path, console: Console, rate: float
     """Says what the grid will take: of cells that share a first task, one learns it."""
     prepare()
     cells = make_cells(config, workdir)
-    cohort = read_data(config, dict.fromkeys(cell.config["scenario"] for cell in cells), workdir)
-    needs = {}
-    for cell in cells:
-        scans = cohort.scans[cell.config["scenario"]]
-        needs[cell.name] = needs_of(cell.config, scans, learned=int(cell.twin is not None))
+    scenarios, needs = dict.fromkeys(cell.config["scenario"] for cell in cells), {}
+    with tempfile.TemporaryDirectory() as folder:  # of the phantom, where no data are named
+        cohort = read_data(config, scenarios, Path(folder))
+        for cell in cells:
+            learned = num_learned(workdir / "cells" / cell.name) or int(cell.twin is not None)
+            scans = cohort.scans[cell.config["scenario"]]
+            needs[cell.name] = needs_of(cell.config, scans, learned)
     show_all_needs(console, needs, rate)
 
 

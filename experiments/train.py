@@ -7,6 +7,7 @@ The same command on the same folder goes on where it was interrupted.
 """
 
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ def dry_run(config: dict[str, Any], workdir: Path, console: Console, rate: float
     if config["scenario"] == SEQUENCE:
         raise ConfigError("--dry_run is of the paper's scenarios, not of a table.")
     scenario = config["scenario"]
-    scans = read_data(config, [scenario], workdir).scans[scenario]
-    show_needs(console, needs_of(config, scans), rate)
+    with tempfile.TemporaryDirectory() as folder:  # of the phantom, where no data are named
+        scans = read_data(config, [scenario], Path(folder)).scans[scenario]
+        needs = needs_of(config, scans, num_learned(workdir))
+    show_needs(console, needs, rate)
 
 
 def train(config: dict[str, Any], workdir: Path, console: Console) -> None:

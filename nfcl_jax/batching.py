@@ -17,6 +17,8 @@ from nfcl_jax.scan import Scan
 # tenth less time than those of its younger rival, which is the default, and vectors of 512 bits,
 # where there are any, halve the time of a sine.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "", "xla_cpu_prefer_vector_width": 512}
+# Processes compile what each needs: none may wait for others to try matrix products out with it.
+GPU_OPTIONS = {"xla_gpu_shard_autotuning": False}
 # For what runs once a task: compiled in half the time, to be slower.
 QUICK_OPTIONS = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
@@ -91,6 +93,7 @@ def over_scans(
       The jitted function. State and scan have a leading batch axis, and so has every result.
     """
     spec, platform = PartitionSpec("scans"), mesh.devices.flat[0].platform
+    options = {"cpu": cpu_options, "gpu": GPU_OPTIONS}.get(platform, {})
 
     def batched(static, state, scan, shared):
         return jax.shard_map(
@@ -106,7 +109,7 @@ def over_scans(
         batched,
         static_argnums=0,
         donate_argnums=(1,) if donate else (),
-        compiler_options=known_options(cpu_options) if platform == "cpu" else None,
+        compiler_options=known_options(options) or None,
     )
 
 

@@ -8,6 +8,7 @@ that it explains itself.
 """
 
 import itertools
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -60,7 +61,7 @@ def save(
             if not rest:
                 break
             part, rest = _next_part(learned, rest)
-        processes.on_first(lambda: unfinished.rename(path))
+        processes.on_first(lambda: os.rename(unfinished, path))
     except Exception as error:  # of any kind, such as that of a full disk
         remove_unfinished(path)
         raise CheckpointError(f"{path}: could not be saved ({first_line(error)}).") from error

@@ -34,6 +34,8 @@ class InactivePenaltyError(ValueError):
 class OtherProcessError(RuntimeError):
     """Another process of the same run has failed."""
 
+    of_all = True  # see processes.is_of_all
+
 
 class Stopped(BaseException):
     """A signal ended the work, and everything is saved. Not an Exception, so that no cell of a

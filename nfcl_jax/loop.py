@@ -47,7 +47,8 @@ class Hooks(NamedTuple):
     Attributes:
       on_progress: between chunks of steps.
       on_chunk: with the numbers of the task and of the step between chunks of steps, and when a
-        batch is done, but for the last one. Calling the snapshot gives what its scans have.
+        batch is done: not the last one, unless there are several processes. Calling the snapshot
+        gives what its scans have.
     """
 
     on_progress: Callable[[Progress], None] = lambda progress: None

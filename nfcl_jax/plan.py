@@ -2,7 +2,6 @@
 operations by the fields' layers. Nothing is fitted, and no arrays are made but one scan's."""
 
 import math
-import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ class Call(NamedTuple):
     """What a task's programs are called with, as shapes and types: see `step`."""
 
     static: Static
+    before: Any
     state: TrainState
     own: ScanAndMemory
     arrays: TaskArrays
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
       padding: voxels that are padding, beside those that are not; with steps over every voxel they
         take time too.
       parameters: of all fields at the end.
-      learned_bytes: that these take, and what the strategy keeps beside them.
+      learned_bytes: that these take, and what a strategy, or Adam, keeps beside them.
       device_bytes: that the largest batch takes on each device, in the task that takes most.
       flops: floating-point operations of all matrix products.
     """
@@ -90,7 +90,7 @@ def bytes_for(
     one, two = (
         bytes_of(call_of(scan, n * devices, tasks, recipe, mesh), mesh, programs) for n in (1, 2)
     )
-    return Bytes(2 * one - two, two - one)
+    return Bytes(2 * one - two, max(two - one, 1))
 
 
 def plan_of(scans: Sequence[Scan], tasks: Sequence[Task], recipe: Recipe, mesh: Mesh) -> Plan:
@@ -105,7 +105,8 @@ def plan_of(scans: Sequence[Scan], tasks: Sequence[Task], recipe: Recipe, mesh: 
     device_bytes = max(bytes_of(call, mesh, compile_for(mesh)) for call in ends)
     work = [(scan, number) for scan in scans for number in range(len(tasks))]
     parameters = sum(_num_parameters(calls[-1], scan) for scan in scans)
-    kept = _bytes(calls[-1].state.strategy)
+    state = calls[-1].state
+    kept = _bytes((state.strategy, state.opt_state if recipe.keep_optimiser else ()))
     return Plan(
         scans_per_batch=count,
         batches=[len(batch) for batch in batches],
@@ -161,19 +162,26 @@ def call_of(scan: Scan, count: int, tasks: Sequence[Task], recipe: Recipe, mesh:
                 memory, of_strategy = begin(static, (params, of_strategy), scans, arrays)
             before = params, of_strategy, moments
         state = programs.start_task.eval_shape(static, before, scans, arrays)
-    return Call(static, state, ScanAndMemory(scans, memory), arrays, task.rows)
+    return Call(static, before, state, ScanAndMemory(scans, memory), arrays, task.rows)
 
 
 def bytes_of(call: Call, mesh: Mesh, programs: Programs) -> int:
     """That a task takes on each device at its peak: what stays there, and the most that one of its
     programs needs beside that."""
     one = jnp.int32(1)
-    static, state, own, arrays, rows = call
-    lowered = [
-        programs.fit_steps.lower(static, state, own, Steps(arrays, one, one)),
+    static, before, state, own, arrays, rows = call
+    steps = Steps(arrays, one, one)
+    while_fitting = [
+        programs.fit_steps.lower(static, state, own, steps),
         programs.render.lower((static.field, rows), state.params, own.scan, arrays.stop_seen),
     ]
-    return _bytes((state, own)) // mesh.devices.size + max(map(_beside, lowered))
+    if static.strategy.acts:
+        while_fitting.append(programs.penalty_share.lower(static, state, own, steps))
+    peak = _bytes((state, own)) // mesh.devices.size + max(map(_beside, while_fitting))
+    if static.strategy.begin:
+        begin = programs.begin_task.lower(static, before[:2], own.scan, arrays)
+        peak = max(peak, _bytes((before, own.scan)) // mesh.devices.size + _beside(begin))
+    return peak
 
 
 def _bytes(tree: Any) -> int:
@@ -185,27 +193,3 @@ def _beside(lowered: jax.stages.Lowered) -> int:
     memory = lowered.compile().memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return memory.temp_size_in_bytes + results
-
-
-def seconds_per_step(
-    scan: Scan, count: int, tasks: Sequence[Task], recipe: Recipe, mesh: Mesh
-) -> float:
-    """How long a step of the last of `tasks` takes for a batch of `count` scans like this, timed.
-    The state is made up: a step takes as long whatever the parameters are."""
-    call = call_of(scan, count, tasks, recipe, mesh)
-    static, arrays, programs = call.static, call.arrays, compile_for(mesh)
-    _, scans, _ = task_arguments(BatchTask([scan], count, tasks, recipe, mesh))
-
-    def made_up(shape):
-        return jnp.full(shape.shape, 0.01, shape.dtype)
-
-    state, memory = jax.tree.map(made_up, (call.state, call.own.memory))
-    own, chunk = ScanAndMemory(scans, memory), static.steps_per_chunk
-    seconds = []
-    for first in (0, chunk):  # the first one compiles
-        started = time.perf_counter()
-        steps = Steps(arrays, jnp.int32(first), jnp.int32(first + chunk))
-        state, losses = programs.fit_steps(static, state, own, steps)
-        jax.block_until_ready(losses)
-        seconds.append(time.perf_counter() - started)
-    return seconds[-1] / chunk

@@ -59,10 +59,14 @@ def gathered(value: Any) -> list[Any]:
     ]
 
 
-def jointly(work: Callable[[], T], place: Path | None = None) -> T:
+def jointly(
+    work: Callable[[], T],
+    place: Path | None = None,
+    meanwhile: Callable[[], Any] = lambda: None,
+) -> T:
     """What `work` gives here, once every process has done its own. Where that may take some of them
     half an hour longer than others, `place` is a folder of all, where they wait: Gloo, by which
-    CPUs talk, waits no longer.
+    CPUs talk, waits no longer. `meanwhile` is called while this one waits there.
 
     Raises:
       Whatever `work` raises here; OtherProcessError if it failed in another process; Stopped if
@@ -78,9 +82,13 @@ def jointly(work: Callable[[], T], place: Path | None = None) -> T:
     except Exception as error:
         raised, told = error, {"error": f"{type(error).__name__}: {error}"}
     if place:
-        _wait_at(place)
-    everyone = gathered(told)
+        _wait_at(place, meanwhile)
+    try:
+        everyone = gathered(told)
+    except RunError as ended:
+        raise (raised or ended) from ended
     if raised:
+        raised.of_all = True
         raise raised
     for number, other in enumerate(everyone):
         if "error" in other:
@@ -91,11 +99,17 @@ def jointly(work: Callable[[], T], place: Path | None = None) -> T:
     return result
 
 
-def _wait_at(place: Path) -> None:
+def is_of_all(error: Exception) -> bool:
+    """Whether every process raises it, at the same place: they can go on together."""
+    return count() == 1 or getattr(error, "of_all", False)
+
+
+def _wait_at(place: Path, meanwhile: Callable[[], Any]) -> None:
     """Waits until every process is here; JAX ends this one if another dies meanwhile."""
     place.mkdir(parents=True, exist_ok=True)
     (place / str(index())).touch()
     while len(list(place.iterdir())) < count():
+        meanwhile()
         time.sleep(0.2)
 
 

@@ -1,5 +1,6 @@
 """What comes out of learning a task, as plain rows and trees on the host."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,7 +71,7 @@ class TaskResult(NamedTuple):
     """What a task left, by the scans' names."""
 
     number: int
-    learned: dict[str, Learned]
+    learned: Mapping[str, Learned]
     scores: list[Score]
     fits: list[Fit]
 

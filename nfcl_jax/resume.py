@@ -60,15 +60,20 @@ def first_task_of(
 ) -> tuple[list[Score], list[Fit]] | None:
     """The rows that a run has of its first task, on everyone's scans, if that can be used; what it
     has learned of this process's goes to the memory."""
-    if not processes.on_first(lambda: 1 in checkpoints.finished_tasks(twin)):
+
+    def there():
+        if 1 not in checkpoints.finished_tasks(twin):
+            return None
+        try:
+            config = read_config(twin / "config.json")
+            return config, read_rows(twin, config, names_of(scan_records), 1), ""
+        except (RunError, OSError) as error:
+            return None, None, str(error)
+
+    if not (found := processes.on_first(there)):
         return None
-    try:
-        config = read_config(twin / "config.json")
-        rows = read_rows(twin, config, names_of(scan_records), 1)
-        fault = _take(twin, 1, config, scan_records, scans, memory)
-    except (RunError, OSError) as error:
-        fault = str(error)
-    if fault:
+    config, rows, fault = found
+    if fault := fault or _take(twin, 1, config, scan_records, scans, memory):
         log.warning("%s Task 1 is learned again.", fault)
     return None if fault else rows
 

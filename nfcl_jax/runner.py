@@ -4,7 +4,7 @@ import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from nfcl_jax.run_folder import (
 )
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import tasks_of
-from nfcl_jax.shelf import agree, memory_of
+from nfcl_jax.shelf import Shelf, agree, memory_of
 from nfcl_jax.storage import Label, write_csv, write_file
 from nfcl_jax.strategies import create_strategy
 
@@ -105,9 +105,10 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
     with (
         run_log.log_to(workdir / "train.log", quiet=Stopped),
         jax.default_matmul_precision(config["matmul_precision"]),
-        memory_of(scan_records, workdir) as memory,
+        memory_of(names_of(scan_records), workdir) as memory,
     ):
-        run_log.log_start(scan_records)
+        if processes.index() == 0:
+            run_log.log_start(scan_records)
         processes.on_first(lambda: write_description(workdir, config, scan_records))
         label, metadata = label_of(config), {"config": config, "scans": scan_records}
         started, names = time.monotonic(), names_of(scan_records)
@@ -124,7 +125,8 @@ def run(config: Mapping[str, Any], scans: Sequence[Scan], workdir: Path, caller:
             # The checkpoint comes last: where it is, the task's rows are.
             checkpoints.save(workdir, result.number, result.learned, metadata)
             processes.on_first(lambda: partial.clear(workdir))
-            run_log.log_task(result, tasks[result.number - 1].name, len(tasks))
+            if processes.index() == 0:
+                run_log.log_task(result, tasks[result.number - 1].name, len(tasks))
             if result.number < len(tasks):
                 processes.jointly(lambda: _stop_if_asked(caller))
         outcome = _outcome(config, names, scores, fits)
@@ -168,7 +170,7 @@ def _learn(
     data: tuple[Sequence[Scan], list[dict[str, Any]]],
     place: tuple[Path, int],
     caller: Caller,
-    memory: MutableMapping[str, Learned],
+    memory: Shelf,
 ) -> Iterator[TaskResult]:
     """The results of the tasks after those that are learned, of the scans of all processes.
 
@@ -188,6 +190,7 @@ def _learn(
     if rows := twin and resume.first_task_of(twin, scan_records, scans, memory):
         log.info("task 1 of %d is taken from %s", len(tasks), twin)
         start, begun = 1, {}
+        agree(memory, names)
         yield _result(1, memory, [rows])
     agree(memory, names)
     mesh = device_mesh()
@@ -196,7 +199,8 @@ def _learn(
     begin = Start(start, partial=begun)
     results = learn(scans, tasks, recipe_of(config), mesh, begin, hooks, memory)
     meet = (workdir / "unfinished" / "learned" / f".met_{n}" for n in itertools.count())
-    while result := processes.jointly(lambda: next(results, None), next(meet)):
+    work = functools.partial(next, results, None)
+    while result := processes.jointly(work, next(meet), caller.asked_to_stop):
         agree(memory, names)
         rows = processes.gathered([result.scores, result.fits])
         yield _result(result.number, result.learned, rows)

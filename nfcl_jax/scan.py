@@ -6,14 +6,15 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from nfcl_jax.errors import DataError
 
 
-class Unread(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Unread:
     """Stands for values that are not in memory; only their shape and type are known."""
 
     shape: tuple[int, ...]

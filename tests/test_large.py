@@ -53,21 +53,26 @@ def test_reading_ahead_and_parameters_in_files_change_nothing(tmp_path):
     scans, how = cohort(), distilled(scans_per_batch=2)
     kept = train(scans, FRAMES[:2], how)
     hollow = [scan.unread(lambda own=scan: own) for scan in scans]
-    memory = Shelf(tmp_path, [scan.name for scan in scans])
+    memory = Shelf(tmp_path, [scan.name for scan in scans], kept_bytes=3000)
     spilled = train(hollow, FRAMES[:2], how, memory=memory)
     assert [result.scores for result in spilled] == [result.scores for result in kept]
     equal(dict(memory), kept[-1].learned)
 
 
-def test_a_shelf_gives_what_was_put_there(tmp_path):
+@pytest.mark.parametrize("kept_bytes", [0, 30, 1000])
+def test_a_shelf_gives_what_was_put_there(tmp_path, kept_bytes):
     own = Learned({"params": {"a": {"b": RNG.normal(size=3)}}}, {"n": np.int32(2)})
-    memory = Shelf(tmp_path, ["p/cine", "q/cine"])
+    memory = Shelf(tmp_path, ["p/cine", "q/cine"], kept_bytes)
     memory["p/cine"] = own
     equal(memory["p/cine"], own)
     memory["p/cine"] = own._replace(state={})
     assert memory["p/cine"].state == {} and "q/cine" not in memory
     del memory["p/cine"]
     assert memory.get("p/cine") is None
+    memory["p/cine"] = memory["q/cine"] = own
+    assert list(memory) == ["p/cine", "q/cine"]
+    files = sorted(path.parent.name for path in tmp_path.rglob("*.npz"))
+    assert files == {0: ["p", "q"], 30: ["q"], 1000: []}[kept_bytes]
 
 
 def test_a_large_run_is_the_same_in_parts(phantom_root, tmp_path, monkeypatch):

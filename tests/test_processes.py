@@ -74,8 +74,9 @@ def one(phantom_root, tmp_path_factory):
 
 
 def test_two_processes_leave_what_one_does(one, phantom_root, tmp_path):
-    """On two devices each. And each goes on with what the other has begun."""
-    root = f"--config.data.root={phantom_root}"
+    """On two devices each. And each goes on with what the other has begun, in parts."""
+    root, parts = f"--config.data.root={phantom_root}", tmp_path / "parts.py"
+    parts.write_text("from nfcl_jax import checkpoints\n\ncheckpoints.PART_BYTES = 1\n")
     codes, said = ended(start(tmp_path / "two", *SMALL, root))
     assert codes == [0, 0], said
     assert_same(tmp_path / "two", one)
@@ -88,9 +89,12 @@ def test_two_processes_leave_what_one_does(one, phantom_root, tmp_path):
         shutil.copytree(before, tmp_path / after)
         for task in (3, 4):
             shutil.rmtree(tmp_path / after / "checkpoints" / f"task_{task}")
-        codes, said = ended(start(tmp_path / after, *SMALL, root, **settings))
+        flags = [*SMALL, root, f"--extend={parts}"]
+        codes, said = ended(start(tmp_path / after, *flags, **settings))
         assert not any(codes), said
         assert_same(tmp_path / after, one)
+        folder = checkpoints.checkpoint_path(tmp_path / after, 4)
+        assert len(list(folder.glob("part_*"))) == 3
 
 
 def test_a_fault_of_one_process_is_told_by_all(phantom_root, tmp_path):

@@ -18,12 +18,13 @@ from nfcl_jax import checkpoints, processes, run_log, shelf
 from nfcl_jax.batching import device_mesh, make_batches
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fitting import STEPS_PER_CHUNK
+from nfcl_jax.padded import padded_size
 from nfcl_jax.plan import Plan, plan_of
 from nfcl_jax.runner import Caller, recipe_of, run
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import tasks_of
 
-SAVING = 4  # times the size of a part of a checkpoint that Orbax takes to write it, measured
+SAVING = 6  # times the size of a part of a checkpoint that Orbax takes to write it, measured
 
 
 class Needs(NamedTuple):
@@ -35,12 +36,12 @@ class Needs(NamedTuple):
 
 
 def needs_of(config: Mapping[str, Any], scans: Sequence[Scan], learned: int = 0) -> Needs:
-    """What a run will take, whose first tasks are `learned`. Its largest batch is tried for two
-    chunks of steps of each task, in a temporary folder."""
+    """What a run will take, whose first tasks are `learned`. As many of its largest scans as a
+    batch holds are tried for two chunks of steps of each task, in a temporary folder."""
     tasks, recipe, mesh = tasks_of(config), recipe_of(config), device_mesh()
     plan = plan_of(scans, tasks, recipe, mesh)
-    _, batches = make_batches(scans, plan.scans_per_batch, mesh)
-    largest = max(batches, key=lambda batch: batch[-1].num_voxels)
+    count, batches = make_batches(scans, plan.scans_per_batch, mesh)
+    largest = sorted(scans, key=lambda scan: scan.num_voxels)[-count:]
     reached: dict[tuple[int, int], float] = {}
 
     def clock(progress):
@@ -49,23 +50,17 @@ def needs_of(config: Mapping[str, Any], scans: Sequence[Scan], learned: int = 0)
     trial = {**config, "num_steps": 2 * STEPS_PER_CHUNK, "scans_per_batch": 0}
     with tempfile.TemporaryDirectory() as folder, log_to_screen(Console(quiet=True)):
         run(trial, largest, Path(folder), Caller(clock))
-    # With steps over every voxel, smaller scans take less.
-    work = len(batches) if config["batch_size"] else _voxels(scans) / _voxels(largest)
+    # With steps over every voxel, batches of smaller scans take less.
+    sizes = [padded_size(batch[-1].num_voxels) for batch in batches]
+    work = len(batches) if config["batch_size"] else sum(sizes) / max(sizes)
     seconds = sum(
         (reached[task, 2 * STEPS_PER_CHUNK] - reached[task, STEPS_PER_CHUNK]) / STEPS_PER_CHUNK
         for task in range(learned + 1, len(tasks) + 1)
     )
     rest = plan.learned_bytes * (1 - len(largest) / len(scans))
-    peak = (
-        run_log.peak_memory()
-        + min(rest, shelf.KEPT_BYTES)
-        + SAVING * min(rest, checkpoints.PART_BYTES)
-    )
+    kept = min(rest, shelf.KEPT_BYTES) + SAVING * min(rest, checkpoints.PART_BYTES)
+    peak = run_log.peak_memory() + kept
     return Needs(plan, int(peak), seconds * config["num_steps"] * work)
-
-
-def _voxels(scans: Sequence[Scan]) -> int:
-    return sum(scan.num_voxels for scan in scans)
 
 
 def show_needs(console: Console, needs: Needs, rate: float | None) -> None:
@@ -97,7 +92,7 @@ def show_all_needs(console: Console, needs: Mapping[str, Needs], rate: float | N
     """The same of several runs, by their names, and all of them."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("", overflow="fold")
-    for column in ("device", "process", "operations", "hours", *(["at rate"] if rate else [])):
+    for column in ("device", "operations", "hours", *(["at rate"] if rate else [])):
         shown.add_column(column, justify="right", no_wrap=True)
 
     def row(name, rows):
@@ -105,7 +100,6 @@ def show_all_needs(console: Console, needs: Mapping[str, Needs], rate: float | N
         shown.add_row(
             escape(name),
             _in_words(max(own.plan.device_bytes for own in rows)),
-            _in_words(max(own.process_bytes for own in rows)),
             f"{flops:.2g}",
             f"{sum(own.seconds for own in rows) / 3600:.2g}",
             *([f"{flops / rate / 3600:.2g}"] if rate else []),
@@ -116,9 +110,10 @@ def show_all_needs(console: Console, needs: Mapping[str, Needs], rate: float | N
     shown.add_section()
     row(f"all {len(needs)}", list(needs.values()))
     console.print(shown)
+    peak = _in_words(max(own.process_bytes for own in needs.values()))
     console.print(
-        "Memory of each device by the compiled programs' own analysis, and of the process at its "
-        "peak; hours of the steps alone, as a trial of each run's largest batch took."
+        f"Memory of each device by the compiled programs' own analysis; {peak} of the process at "
+        "its peak. Hours are those of the steps alone, as a trial of each run's largest batch took."
     )
 
 

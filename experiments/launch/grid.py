@@ -96,10 +96,14 @@ def _run_grid(config, cells: list[Cell], workdir: Path, console: Console, others
     console.print(f"{len(cells) - len(failed)} of {len(cells)} cells are done.")
     for name, fault in failed.items():
         console.print(f"failed: {name}: {fault}", style="bold red", markup=False)
-    if any((workdir / "cells" / cell.name / "summary.csv").exists() for cell in cells):
-        processes.on_first(lambda: console.print(claims_table(write_report(workdir))))
-        console.print(f"the report is in {workdir / 'report.html'}")
+    processes.on_first(lambda: _report(cells, workdir, console))
     return not failed
+
+
+def _report(cells: list[Cell], workdir: Path, console: Console) -> None:
+    if any((workdir / "cells" / cell.name / "summary.csv").exists() for cell in cells):
+        console.print(claims_table(write_report(workdir)))
+        console.print(f"the report is in {workdir / 'report.html'}")
 
 
 def refuse_other_cells(cells: list[Cell], workdir: Path, cohort: Cohort | None = None) -> None:
@@ -140,6 +144,8 @@ def run_cells(
                     caller = Caller(on_progress, asked_to_stop, twin, cohort.faults)
                     outcome = run(cell.config, scans, folder / cell.name, caller)
             except Exception as error:  # one cell shall not take the others with it
+                if not processes.is_of_all(error):  # but processes that have lost each other end
+                    raise
                 failed[cell.name] = f"{type(error).__name__}: {error}"
                 log.warning("%s failed: %s", cell.name, failed[cell.name])
             else:
