@@ -133,11 +133,12 @@ from nfcl_jax.plan import call_of
 from nfcl_jax.arguments import Steps
 from nfcl_jax.batching import compile_for
 mesh, one = device_mesh(), jax.numpy.int32(1)
-static, state, own, arrays, rows = call_of(cohort()[0], 8, FRAMES[:2], distilled(), mesh)
+call = call_of(cohort()[0], 8, FRAMES[:2], distilled(), mesh)
+static, state, own, arrays = call.static, call.state, call.own, call.arrays
 programs = compile_for(mesh)
 for lowered in (
     programs.fit_steps.lower(static, state, own, Steps(arrays, one, one)),
-    programs.render.lower((static.field, rows), state.params, own.scan, arrays.stop_seen),
+    programs.render.lower((static.field, call.rows), state.params, own.scan, arrays.stop_seen),
 ):
     text = lowered.compile().as_text()
     assert "num_partitions=4" in text
