@@ -12,7 +12,7 @@ from nfcl_jax.data.cohorts import Cohort, read_cohort, refuse_faults
 from nfcl_jax.data.phantom import write_phantom
 from nfcl_jax.errors import ConfigError, DataError
 
-KEPT_BYTES = 2**28  # of scans that stay in memory; what is beyond is read again for each task
+KEPT_BYTES = 2**30  # of scans that stay in memory; what is beyond is read again for each task
 
 log = logging.getLogger("nfcl_jax")
 
