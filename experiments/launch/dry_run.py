@@ -24,7 +24,7 @@ from nfcl_jax.runner import Caller, recipe_of, run
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import tasks_of
 
-SAVING = 4  # times the size of a part of a checkpoint that Orbax takes to write it; measured, 4 to 6
+SAVING = 4  # times the size of a part of a checkpoint that Orbax takes to write it; it was 4 to 6
 
 
 class Needs(NamedTuple):
