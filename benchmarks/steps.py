@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nfcl_jax.arguments import ScanAndMemory, Steps
 from nfcl_jax.batching import CPU_OPTIONS, compile_for, device_mesh, known_options, make_batches
 from nfcl_jax.config import make_config
-from nfcl_jax.fields import create_field, init_params
+from nfcl_jax.fields import FIELDS, create_field, init_params
 from nfcl_jax.fitting import (
     STEPS_PER_CHUNK,
     BatchTask,
     start_batch,
     task_arguments,
 )
+from nfcl_jax.plan import flops_of_a_point, scans_at_once
 from nfcl_jax.records import Learned
 from nfcl_jax.runner import recipe_of
 from nfcl_jax.scan import Scan
@@ -70,11 +70,8 @@ def points_asked(case: Case) -> int:
 
 
 def flops(case: Case, sizes: list[tuple[int, int]]) -> int:
-    """Floating-point operations of a step's matrix products, two for each multiplication: forward,
-    towards the weights, and towards the inputs of all layers but those that take coordinates."""
-    forward = sum(inputs * outputs for inputs, outputs in sizes)
-    towards_inputs = forward if case.field == "diner" else forward - np.prod(sizes[0])
-    return int(2 * points_asked(case) * (2 * forward + towards_inputs))
+    """Of a step's matrix products."""
+    return points_asked(case) * flops_of_a_point(sizes, FIELDS[case.field].on_grid)
 
 
 def our_steps(
@@ -86,9 +83,8 @@ def our_steps(
     tasks, recipe = tasks_of(config), recipe_of(config)
     mesh = device_mesh()
     programs = compile_for(mesh)
-    count, batches = make_batches(
-        scans, mesh.devices.size if per_batch is None else per_batch, mesh
-    )
+    own = recipe._replace(scans_per_batch=per_batch)
+    count, batches = make_batches(scans, scans_at_once(scans, tasks, own, mesh), mesh)
     calls, states = [], []
     for batch in batches:
         learned: dict[str, Learned] = {}

@@ -17,16 +17,12 @@ from ml_collections import config_flags
 from rich.console import Console
 
 from experiments.launch.cli import launch, screen
-from experiments.launch.dry_run import needs_of, prepare, show_all_needs
+from experiments.launch.dry_run import DRY_RUN, RATE, needs_of, prepare, show_all_needs
 from experiments.launch.grid import make_cells, run_grid
 from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.inputs import read_data
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/paper.py, or another grid")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "say what the grid will take, and do not begin it")
-_RATE = flags.DEFINE_float(
-    "flops_per_second", None, "of a machine that --dry_run is to tell the hours of", lower_bound=1.0
-)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the grid writes")
 
 
@@ -34,8 +30,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     config, workdir, console = _CONFIG.value.to_dict(), Path(_WORKDIR.value), screen()
-    if _DRY_RUN.value:
-        return dry_run(config, workdir, console, _RATE.value)
+    if DRY_RUN.value:
+        return dry_run(config, workdir, console, RATE.value)
     if not run_grid(config, workdir, console):
         sys.exit(1)
 

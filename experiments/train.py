@@ -17,7 +17,7 @@ from rich.console import Console
 
 from experiments.launch.cli import launch, screen
 from experiments.launch.console import ProgressBar, kept_table, log_to_screen, summary_table
-from experiments.launch.dry_run import needs_of, prepare, show_needs
+from experiments.launch.dry_run import DRY_RUN, RATE, needs_of, prepare, show_needs
 from nfcl_jax import processes, table_run
 from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.config import check_config
@@ -31,10 +31,6 @@ from nfcl_jax.scenarios import SEQUENCE, tasks_of
 from nfcl_jax.storage import write_csv
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/SCENARIO.py:FIELD,STRATEGY")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "say what the run will take, and do not begin it")
-_RATE = flags.DEFINE_float(
-    "flops_per_second", None, "of a machine that --dry_run is to tell the hours of", lower_bound=1.0
-)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder for everything that the run writes")
 
 
@@ -42,8 +38,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     config, workdir, console = _CONFIG.value.to_dict(), Path(_WORKDIR.value), screen()
-    if _DRY_RUN.value:
-        return dry_run(config, workdir, console, _RATE.value)
+    if DRY_RUN.value:
+        return dry_run(config, workdir, console, RATE.value)
     train(config, workdir, console)
 
 

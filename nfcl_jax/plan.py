@@ -131,19 +131,26 @@ def _num_parameters(call: Call, scan: Scan) -> int:
 
 
 def _flops(call: Call, recipe: Recipe, scan: Scan, before: int) -> float:
-    """Of a scan's task that has so many before it: two for each multiplication of a matrix product,
-    forward, towards the weights, and towards the inputs of all layers but those that take
-    coordinates."""
-    layers = call.state.params["params"]
-    sizes = {
-        name: math.prod(layer["kernel"].shape[1:])
-        for name, layer in layers.items()
-        if name != "table"
-    }
-    forward = sum(sizes.values())
-    towards_inputs = forward - (0 if call.static.field.on_grid else sizes["hidden_0"])
+    """Of a scan's task that has so many before it."""
+    layers, depth = call.state.params["params"], call.static.field.depth
+    names = [*(f"hidden_{i}" for i in range(depth)), "output"]
+    sizes = [layers[name]["kernel"].shape[1:] for name in names]
     points = points_per_step(recipe, scan) * (recipe.strategy.cost if before else 1.0)
-    return 2.0 * recipe.num_steps * points * (2 * forward + towards_inputs)
+    return recipe.num_steps * points * flops_of_a_point(sizes, call.static.field.on_grid)
+
+
+def flops_of_a_point(sizes: Sequence[Sequence[int]], on_grid: bool) -> int:
+    """Floating-point operations of a step's matrix products for a point, two for each
+    multiplication: forward, towards the weights, and towards the inputs of all layers but one that
+    takes coordinates.
+
+    Args:
+      sizes: inputs and outputs of each layer.
+      on_grid: whether the first layer takes entries of a table.
+    """
+    forward = sum(map(math.prod, sizes))
+    towards_inputs = forward if on_grid else forward - math.prod(sizes[0])
+    return 2 * (2 * forward + towards_inputs)
 
 
 def call_of(scan: Scan, count: int, tasks: Sequence[Task], recipe: Recipe, mesh: Mesh) -> Call:

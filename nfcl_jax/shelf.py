@@ -29,12 +29,12 @@ class Shelf(MutableMapping[str, Learned]):
     Attributes:
       folder: of all processes.
       names: of everyone's scans, in the order in which they are gone through.
-      kept_bytes: of several processes 0, so that each sees the others'.
+      left: of `kept_bytes`, which of several processes are 0, so that each sees the others'.
       expected: digests of what other processes have put here; network drives may be late.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], kept_bytes: int):
-        self.folder, self.names, self.kept_bytes = folder, list(names), kept_bytes
+        self.folder, self.names, self.left = folder, list(names), kept_bytes
         self.kept: dict[str, Learned] = {}
         self.expected: dict[str, str] = {}
 
@@ -61,10 +61,11 @@ class Shelf(MutableMapping[str, Learned]):
             time.sleep(1)
 
     def __setitem__(self, name: str, learned: Learned) -> None:
-        self.kept.pop(name, None)
+        self._let_go(name)
         self.expected.pop(name, None)
-        if sum(map(_bytes, self.kept.values())) + _bytes(learned) <= self.kept_bytes:
+        if (size := _bytes(learned)) <= self.left:
             self.kept[name] = learned
+            self.left -= size
             return
         path, buffer = self._path(name), io.BytesIO()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,8 +74,14 @@ class Shelf(MutableMapping[str, Learned]):
         write_file(path, buffer.getvalue())
 
     def __delitem__(self, name: str) -> None:
-        if self.kept.pop(name, None) is None:
+        if not self._let_go(name):
             self._path(name).unlink()
+
+    def _let_go(self, name: str) -> bool:
+        """Forgets what is in memory of a scan; whether there was something."""
+        if there := name in self.kept:
+            self.left += _bytes(self.kept.pop(name))
+        return there
 
     def __contains__(self, name: object) -> bool:
         return name in self.kept or name in self.expected or self._path(str(name)).exists()

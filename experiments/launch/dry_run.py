@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from absl import flags
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -23,6 +24,11 @@ from nfcl_jax.plan import Plan, plan_of
 from nfcl_jax.runner import Caller, recipe_of, run
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import tasks_of
+
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "say what this will take, and do not begin it")
+RATE = flags.DEFINE_float(
+    "flops_per_second", None, "of a machine that --dry_run is to tell the hours of", lower_bound=1.0
+)
 
 SAVING = 4  # times the size of a part of a checkpoint that Orbax takes to write it; it was 4 to 6
 
