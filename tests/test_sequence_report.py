@@ -13,7 +13,7 @@ from test_table_run import ROWS, learn
 import nfcl_jax
 from nfcl_jax.errors import ReportError
 from nfcl_jax.metrics import metric_title
-from nfcl_jax.report.kept import answer, fields_of, kept_of
+from nfcl_jax.report.kept import Kept, answer, fields_of, kept_of, means_of
 from nfcl_jax.report.sequence import write_sequence_report
 
 OTHER = "p2/left,1,cine.nii.gz#3,,10,,\np2/left,2,cine.nii.gz#1,,0,,"
@@ -39,7 +39,7 @@ def test_the_report_says_what_metrics_csv_has(folder, tmp_path):  # noqa: F811
     assert f"the earlier images have {word} {abs(mean):.1f} dB of PSNR on average" in page
     for words in ("T1 (T1 and mask at 365)", "HD95 of 17, mm", "surface DSC of -4", "p2/left"):
         assert words in page
-    assert not re.search("ACDC|frame 1|paper", page)
+    assert "Means over fields" in page and not re.search("ACDC|frame 1|paper", page)
     assert {path.stem for path in (tmp_path / "figures").glob("*.png")} == {
         "over_tasks_image",
         "over_tasks_mask",
@@ -71,6 +71,25 @@ def test_the_command_makes_the_report_of_a_table_and_of_what_python_learned(fold
     wrong = command("experiments.report", f"--workdir={tmp_path / 'run'}", "--patient=p9")
     assert wrong.returncode == 2 and "no field of p9" in wrong.stderr
     assert wrong.stderr.count("\n") == 1
+
+
+def test_means_are_over_the_fields_that_learned_the_same_in_the_same_task():
+    kept = [
+        Kept("p1", 1, "T1", "T1 at 0", "psnr", 30.0, 28.0, 1),
+        Kept("p1", 2, "mask", "mask at 0", "dsc", 0.5, 0.5, 0),
+        Kept("p2", 1, "T1", "T1 at 0", "psnr", 34.0, None, 2),
+        Kept("p3", 1, "T1", "T1 at 0", "psnr", 35.0, 30.0, 1),
+        Kept("p3", 2, "mask", "mask at 9", "dsc", 0.7, 0.7, 0),
+    ]
+    first, second = (own.words() for own in means_of(kept))
+    assert first == {
+        "task": "1", "learned": "T1 at 0", "fields": "3", "score": "PSNR, dB",
+        "when learned": "33.0", "now": "29.0", "lost": "3.5", "lost most": "5.0 (p3)",
+    }  # fmt: skip
+    assert second == {
+        "task": "2", "learned": "mask", "fields": "2", "score": "DSC",
+        "when learned": "0.60", "now": "0.60", "lost": "", "lost most": "",
+    }  # fmt: skip
 
 
 def test_a_table_with_nothing_learned_has_no_report(folder, tmp_path):  # noqa: F811

@@ -14,10 +14,12 @@ from rich.table import Column, Table
 
 from nfcl_jax import records
 from nfcl_jax.metrics import METRICS, format_score, metric_title
-from nfcl_jax.report.kept import Kept
+from nfcl_jax.report.kept import Kept, means_of
 from nfcl_jax.runner import log
 from nfcl_jax.scenarios import Task
 from nfcl_jax.storage import Label
+
+MOST_FIELDS = 5  # of a table, that a screen has a line for each thing of
 
 
 @contextlib.contextmanager
@@ -122,11 +124,14 @@ def summary_table(summary, label: Label, tasks: tuple[Task, ...], num_patients: 
 
 
 def kept_table(kept: Sequence[Kept]) -> Table:
-    """Of each field of a table of scans, what each thing scored when it was learned, and now."""
+    """Of each field of a table of scans, what each thing scored when it was learned, and now; of
+    more than MOST_FIELDS the means."""
+    many = len({own.patient for own in kept}) > MOST_FIELDS
+    rows = means_of(kept) if many else kept
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in kept[0].words():
+    for column in rows[0].words():
         table.add_column(column)
-    for own in kept:
+    for own in rows:
         table.add_row(*map(escape, own.words().values()))
     return table
 

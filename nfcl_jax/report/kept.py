@@ -64,6 +64,7 @@ class Kept(NamedTuple):
 
     patient: str
     task: int
+    head: str
     learned: str
     metric: str
     then: float | None
@@ -98,6 +99,7 @@ def kept_of(fields: Iterable[Field]) -> list[Kept]:
         Kept(
             field.name,
             number,
+            lesson.head.name,
             task.name if len(task.lessons) == 1 else f"{lesson.head.name} ({task.name})",
             metrics_of(lesson.head.kind)[0],
             field.after(number, number, lesson.head),
@@ -108,6 +110,63 @@ def kept_of(fields: Iterable[Field]) -> list[Kept]:
         for number, task in enumerate(field.tasks, start=1)
         for lesson in task.lessons
     ]
+
+
+class Mean(NamedTuple):
+    """The same of all fields that learned it in the same task: means over those who have a number,
+    who has lost the most, and how much."""
+
+    task: int
+    learned: str
+    metric: str
+    fields: int
+    then: float | None
+    now: float | None
+    lost: float | None
+    worst: Kept | None
+
+    def words(self) -> dict[str, str]:
+        """A row of a table."""
+        worst, most = self.worst, ""
+        if worst:
+            most = f"{_number(self.metric, worst.lost)} ({worst.patient})"
+        return {
+            "task": str(self.task),
+            "learned": self.learned,
+            "fields": str(self.fields),
+            "score": metric_title(self.metric),
+            "when learned": _number(self.metric, self.then),
+            "now": _number(self.metric, self.now),
+            "lost": "" if self.lost is None else _number(self.metric, self.lost),
+            "lost most": most,
+        }
+
+
+def means_of(kept: Iterable[Kept]) -> list[Mean]:
+    """A mean for each task and each name that was learned in it."""
+    groups: dict[tuple[int, str, str], list[Kept]] = {}
+    for own in kept:
+        groups.setdefault((own.task, own.head, own.metric), []).append(own)
+    found = []
+    for (task, head, metric), members in sorted(groups.items(), key=lambda item: item[0][0]):
+        titles = {own.learned for own in members}
+        losers = [own for own in members if own.lost is not None]
+        found.append(
+            Mean(
+                task,
+                titles.pop() if len(titles) == 1 else head,
+                metric,
+                len(members),
+                *(_mean(getattr(own, name) for own in members) for name in ("then", "now", "lost")),
+                max(losers, key=lambda own: own.lost) if losers else None,
+            )
+        )
+    return found
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def answer(fields: Sequence[Field], kept: Sequence[Kept]) -> str:

@@ -19,7 +19,7 @@ from nfcl_jax.metrics import format_number, metric_title, metrics_of, predicted
 from nfcl_jax.report import page
 from nfcl_jax.report.drawn import write_figures
 from nfcl_jax.report.figures import STYLE
-from nfcl_jax.report.kept import Field, Kept, answer, fields_of, kept_of, notes_of
+from nfcl_jax.report.kept import Field, Kept, answer, fields_of, kept_of, means_of, notes_of
 from nfcl_jax.report.panels import Panel, panel_grid
 from nfcl_jax.run_folder import PATIENTS
 from nfcl_jax.runs import open_run
@@ -76,6 +76,7 @@ def write_sequence_report(
         answer=answer(fields, kept),
         settings_line=_settings_line(fields),
         notes=[*notes, *faults],
+        means=pd.DataFrame([own.words() for own in means_of(kept)]) if len(fields) > 1 else None,
         kept=pd.DataFrame([own.words() for own in kept]),
         figures=write_figures(workdir / "figures", FIGURES, drawn),
         scores=_all_scores(fields),
