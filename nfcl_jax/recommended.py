@@ -24,7 +24,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "pe_relu": Recipe(2e-2, 0.1, 1.0, 4, 200),
+    "pe_relu": Recipe(2e-2, 0.5, 1.0, 4, 200),
     "siren": Recipe(3.5e-3, 0.22, 0.1, 7, 2000),
     "finer": Recipe(5e-3, 0.13, 0.1, 10, 2000),
 }
