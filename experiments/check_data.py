@@ -22,7 +22,7 @@ from nfcl_jax.data.sequence import Reading, read_cases, time_range_of
 from nfcl_jax.errors import ConfigError, look_up
 from nfcl_jax.scan import Scan, name_in_table
 from nfcl_jax.scenarios import SCENARIOS
-from nfcl_jax.table_run import learned_before
+from nfcl_jax.table_run import contradictions, learned_before
 
 _ROOT = flags.DEFINE_string("root", None, "the folder of patientNNN folders")
 _DATASET = flags.DEFINE_string("dataset", "acdc", "how the files are read")
@@ -50,6 +50,12 @@ def check_table(path: Path, console: Console) -> None:
     known = learned_before(Path(_WORKDIR.value)) if _WORKDIR.value else {}
     reading = Reading(time_range_of(_TIME_RANGE.value), _RESAMPLE.value)
     cases, faults = read_cases(path, reading, known)
+    if _WORKDIR.value:
+        others = contradictions(cases, Path(_WORKDIR.value))
+        faults = {**faults, **others}
+        cases = [
+            own for own in cases if name_in_table(own.scan.patient, own.scan.image) not in others
+        ]
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("patient", "voxels", "mm", "tasks", "faults"):
         shown.add_column(column)

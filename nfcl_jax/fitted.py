@@ -188,11 +188,11 @@ class FittedField:
         if self._module.on_grid:
             voxels, last = self._grid.to_voxels(coords), self._grid.sizes - 1
             if not ((voxels >= -ON_GRID) & (voxels <= last + ON_GRID)).all():
-                raise ValueError("off the grid: DINER has no entries beyond its scan.")
+                raise ValueError(BEYOND + (AMONG_TIMES if self._grid.times else "."))
             if not self._interpolate:
                 near = np.rint(voxels).astype(int)
                 if np.abs(voxels - near).max(initial=0) > ON_GRID:
-                    raise ValueError(NO_BETWEEN)
+                    raise ValueError(NO_BETWEEN + (ALSO_TABLES if self._grid.times else BY_LINES))
                 return self.at_voxels(self._grid.flat_index(near))
         return _blockwise(
             lambda block: function(*self._field(), block, self._shape()), coords.astype(np.float32)
@@ -210,10 +210,12 @@ class FittedField:
         return np.array(self.shape, np.int32)
 
 
-NO_BETWEEN = (
-    "DINER has one entry per voxel and frame, and nothing between them; interpolate=True, or "
-    "--interpolate, takes entries that are linear between those around."
+BEYOND, AMONG_TIMES = "off the grid: DINER has no entries beyond its scan", " or between its times."
+NO_BETWEEN = "DINER has one entry per voxel and frame, and nothing between them"
+BY_LINES = (
+    "; interpolate=True, or --interpolate, takes entries that are linear between those around."
 )
+ALSO_TABLES = "; nor is it interpolated in the scans of a table."
 
 
 def _blockwise(answer: Callable[[np.ndarray], jax.Array], points: np.ndarray) -> np.ndarray:

@@ -12,10 +12,12 @@ import numpy as np
 from nfcl_jax.config import make_config, read_config
 from nfcl_jax.data import sources
 from nfcl_jax.data.cohorts import refuse_faults
-from nfcl_jax.data.sequence import Reading, read_case, time_range_of
+from nfcl_jax.data.sequence import Reading, grid_of_record, read_case, time_range_of
 from nfcl_jax.data.sources import InMemory, in_memory
 from nfcl_jax.data.table import File, Row, file_of, of_two_kinds
-from nfcl_jax.errors import ConfigError, DataError
+from nfcl_jax.data.things import refuse_other_terms
+from nfcl_jax.data.volumes import Volume
+from nfcl_jax.errors import ConfigError, DataError, RunError
 from nfcl_jax.locks import locked
 from nfcl_jax.recommended import recommended
 from nfcl_jax.records import Progress
@@ -93,8 +95,11 @@ def learn_next(
     Raises:
       ConfigError: if the folder holds another run, or one of a table.
       DataError: if the image cannot be used.
+      RunError: if the run that is to go on is no longer there.
     """
     _refuse_others(workdir, config)
+    if new.goes_on and not (workdir / "patients.json").exists():
+        raise RunError(f"{workdir}: the run is no longer there; open_run opens it elsewhere.")
     if new.image is None and new.mask is None:
         raise DataError("neither an image nor a mask; one of them would be right.")
     with locked(workdir):
@@ -102,12 +107,16 @@ def learn_next(
         known = known_of(*stored) if stored else None
         if stored:
             refuse_another_run({**config, "tasks": stored[2].get("tasks", [])}, None, workdir)
+        elif new.goes_on:
+            raise RunError(
+                f"{workdir}: the run is no longer there; open_run would find it elsewhere."
+            )
         records = known.record["rows"] if known else []
         rows = _rows_before(records, held)
-        if new.spacing is None and known:  # arrays lie on the grid that is there
-            new = new._replace(spacing=known.record["spacing"])
-        row = _row_of(new, records, config)
+        grid = grid_of_record(known.record) if known else None
+        row = _row_of(new, records, config, grid)
         if found := _learned_in(row, records):
+            refuse_other_terms(row, found, records, None if config["data"]["resample"] else grid)
             log.info("%s: is learned already", workdir)
             return _with_files(rows, found)
         if fault := next(iter(of_two_kinds([*rows, row])), ""):
@@ -129,6 +138,8 @@ def _refuse_others(workdir: Path, config: Mapping[str, Any]) -> None:
     """Raises ConfigError if the folder holds other runs, or the run is a table's."""
     if table := config["data"]["table"]:
         raise ConfigError(f"{workdir}: is learned from {table}; a row there would be right.")
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"{workdir}: not a folder; another workdir would be right.")
     if (workdir / PATIENTS).is_dir() or (workdir / "cells").is_dir():
         raise ConfigError(f"{workdir}: holds other runs; another workdir would be right.")
     path = workdir / "config.json"
@@ -165,9 +176,14 @@ def _rows_before(records: Sequence[Mapping[str, Any]], held: Sequence[Row]) -> t
     )
 
 
-def _row_of(new: New, records: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Row:
+def _row_of(
+    new: New,
+    records: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    grid: Volume | None,
+) -> Row:
     """The row of something new; its time is the one at which it was learned already, if it was, or
-    that of the last row, or where the range begins.
+    that of the last row, or where the range begins. Arrays lie on the grid that is there.
 
     Raises:
       DataError: for a time, range, name or image that cannot be.
@@ -178,6 +194,10 @@ def _row_of(new: New, records: Sequence[Mapping[str, Any]], config: Mapping[str,
     if new.channel and not (isinstance(new.channel, str) and is_name(new.channel)):
         raise DataError(f"channel must be a name without slashes, got {new.channel!r}.")
 
+    arrays = any(map(sources.is_array, (new.image, new.mask)))
+    if new.spacing is not None and not arrays:
+        raise DataError("a spacing is of arrays; what is given has its own.")
+
     def file(what: Any, kind: str) -> File | None:
         if what is None:
             return None
@@ -185,7 +205,8 @@ def _row_of(new: New, records: Sequence[Mapping[str, Any]], config: Mapping[str,
             return file_of(Path.cwd(), str(what))
         is_mask = kind == "mask"
         colour = False if is_mask else new.colour
-        return File(in_memory(what, f"the {kind}", new.spacing, colour, is_mask))
+        spacing = grid.spacing if new.spacing is None and grid else new.spacing
+        return File(in_memory(what, f"the {kind}", spacing, colour, is_mask))
 
     row = Row(
         line=0,
@@ -248,8 +269,8 @@ def _learned_in(
                 elif strict:
                     at = "" if row.time is None else f" at {row.time:g}"
                     raise DataError(
-                        f"{name}{at} was learned in task {record['task']}, from other values; "
-                        "another time or channel would be right."
+                        f"{name}{at} was learned in task {record['task']}, from another file or "
+                        "other values; another time or channel would be right."
                     )
     if 0 < sum(map(len, found.values())) < len(things):
         if strict:

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,10 +77,11 @@ def write(
 
 
 def outputs_of(tasks: Iterable[Task]) -> dict[str, Head]:
-    """The heads that tasks taught, by their names, and "probabilities" for the first mask."""
+    """The heads that tasks taught, by their names, and "probabilities" for the first mask,
+    unless that is a name itself."""
     heads = {lesson.head.name: lesson.head for task in tasks for lesson in task.lessons}
     mask = next((head for head in heads.values() if head.kind == "mask"), None)
-    return heads | ({"probabilities": mask} if mask else {})
+    return ({"probabilities": mask} if mask else {}) | heads
 
 
 def as_volume(head: Head, channels: np.ndarray, probabilities: bool) -> np.ndarray:
@@ -108,7 +110,8 @@ def sampled(
     """
     *frames, x, y, z = scan["shape"]
     times = wanted.times
-    if times is not None and not (frames and 1 <= times <= MAX_SIZE):
+    whole = times is None or isinstance(times, numbers.Integral)
+    if not whole or (times is not None and not (frames and 1 <= times <= MAX_SIZE)):
         raise ValueError(f"times must be 1 to {MAX_SIZE}, and the scan a cine; got {times!r}.")
     voxel = list(map(float, scan["spacing"] if wanted.spacing is None else wanted.spacing))
     axes, affine = resampled((x, y, z), np.array(scan["affine"]), scan["spacing"], voxel)

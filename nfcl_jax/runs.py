@@ -173,7 +173,8 @@ class Run:
     ) -> Path:
         """Writes what a field makes of a scan as a NIfTI file that lies over the scan.
 
-        The image is in [0, 1], the ends of the scan's `intensity_range`; the mask has its labels.
+        The image is in [0, 1], the ends of the scan's `intensity_range` or, in a table, of the
+        `range` that patients.json has of its row; the mask has its labels.
         A cine has the frames that were learned by then, along the fourth axis, whose voxel size is
         the time between two as a fraction of the cardiac cycle.
 
@@ -206,7 +207,7 @@ class Run:
         axes, affine, voxel = sampled(scan, wanted, num_frames(tasks), self._time_range())
         head = outputs[output]
         channels = field.on_grid(axes)[..., head.channels]
-        volume = as_volume(head, channels, output == "probabilities")
+        volume = as_volume(head, channels, head.name != output)
         voxel += [1.0] * (volume.ndim - len(voxel))
         return nifti.write(path, volume, affine, voxel)
 

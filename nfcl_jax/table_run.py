@@ -119,6 +119,26 @@ def plan(config: Mapping[str, Any], cases: Iterable[Case], workdir: Path) -> lis
     return runs
 
 
+def contradictions(cases: Iterable[Case], workdir: Path) -> dict[str, list[str]]:
+    """What the runs below a folder have learned otherwise than these cases say, by the names that
+    the table has.
+
+    Raises:
+      RunError: if a run's files are not what it leaves.
+    """
+    configs = {folder: config for folder, _, config in stored_runs(workdir)}
+    found = {}
+    for case in cases:
+        folder = workdir / PATIENTS / case.scan.patient / case.scan.image
+        if folder in configs:
+            try:
+                plan_run(configs[folder], case, folder)
+            except ConfigError as error:
+                name = name_in_table(case.scan.patient, case.scan.image)
+                found[name] = [" ".join(str(error).split())]
+    return found
+
+
 def plan_run(config: Mapping[str, Any], case: Case, workdir: Path) -> OwnRun:
     """The run of one case in this folder; see `plan` for the errors."""
     own = OwnRun({**config, "tasks": describe_tasks(case.tasks)}, case.scan, workdir)
@@ -130,8 +150,9 @@ def plan_run(config: Mapping[str, Any], case: Case, workdir: Path) -> OwnRun:
     needed = STRATEGIES[config["strategy"]].needs_data and num_learned(workdir) < len(case.tasks)
     if (gone := _gone(case.scan)) and needed:
         raise ConfigError(
-            f"{own.name}: {config['strategy']} needs earlier data, which are gone ({gone}); a "
-            "strategy without them, such as distillation, would be right."
+            f"{own.name}: {config['strategy']} needs earlier data, which are gone ({gone}). With "
+            "them this run goes on; a new run with a strategy that needs none, such as "
+            "distillation, would not need them."
         )
     return own
 

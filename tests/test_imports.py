@@ -12,7 +12,7 @@ ORDER = [
     "strategies.ewc", "strategies.mas", "strategies.ogd", "strategies",
     "metrics", "arguments", "optimiser", "step", "batching", "fitting", "plan", "loop",
     "parts", "checkpoints", "partial", "shelf", "locks",
-    "geometry", "data.volumes", "data.sources", "data.table", "data.things",
+    "geometry", "data.volumes", "data.grids", "data.sources", "data.table", "data.things",
     "data.acdc", "data.phantom", "data.cohorts", "data.sequence", "config",
     "run_folder", "rows", "run_log", "report.statistics", "report.scores", "inputs", "resume",
     "runner",

@@ -10,7 +10,7 @@ from test_table_run import same
 
 import nfcl_jax
 from nfcl_jax.checkpoints import load_all
-from nfcl_jax.errors import ConfigError, DataError
+from nfcl_jax.errors import ConfigError, DataError, RunError
 from nfcl_jax.recommended import RECIPES
 
 FEW = {"num_steps": 6, "batch_size": 64, "field.width": 16, "field.depth": 2}
@@ -58,12 +58,43 @@ def test_what_is_learned_is_not_learned_again(tmp_path):
     run = learn(tmp_path)
     again = learn(tmp_path)
     assert again.tasks == run.tasks == (1,)
-    with pytest.raises(DataError, match="image at 0 was learned in task 1, from other values"):
+    with pytest.raises(
+        DataError, match="image at 0 was learned in task 1, from another file or other values"
+    ):
         learn(tmp_path, SECOND)
     assert learn(tmp_path, SECOND, time=1).tasks == (1, 2)
     assert learn(tmp_path, SECOND, time=1).tasks == (1, 2)
     with pytest.raises(DataError, match="the image was learned already; the rest alone would be"):
         learn(tmp_path, FIRST, time=0, mask=LABELS)
+
+
+def test_what_is_learned_is_not_learned_on_other_terms(tmp_path):
+    """Which would otherwise be lost without a word."""
+    learn(tmp_path, spacing=(1.5, 1.5, 10.0))
+    learn(tmp_path)
+    for more, words in (
+        ({"spacing": (1, 1, 10)}, "learned in task 1 with shape 12 x 10 x 4, affine"),
+        ({"intensity_range": (0, 100)}, "with an intensity_range of -1, 1"),
+    ):
+        with pytest.raises(DataError, match=words):
+            learn(tmp_path, **more)
+    with pytest.raises(DataError, match="shape 12 x 10 x 4, affine"):
+        learn(tmp_path, nib.Nifti1Image(FIRST, np.diag([2, 2, 8, 1])))
+
+
+def test_a_run_that_was_moved_is_not_begun_again_in_its_old_place(tmp_path):
+    run = learn(tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    with pytest.raises(RunError, match="is no longer there"):
+        run.learn(SECOND, time=1)
+    assert not (tmp_path / "old").exists()
+    assert nfcl_jax.open_run(tmp_path / "new").learn(SECOND, time=1).tasks == (1, 2)
+
+
+def test_a_channel_may_be_called_what_a_mask_has(tmp_path):
+    run = learn(tmp_path, channel="probabilities").learn(mask=LABELS)
+    path = run.to_nifti("scan", 2, tmp_path / "image.nii.gz", output="probabilities")
+    assert nib.load(path).shape == (*FIRST.shape, 1)  # a frame, and no classes
 
 
 def test_an_interrupted_task_is_learned_by_the_same_call(tmp_path):
@@ -127,12 +158,25 @@ def test_bad_calls_say_what_would_be_right(tmp_path, runs):
         learn(tmp_path, settings={"steps": 3})
     with pytest.raises(ConfigError, match="num_steps must be"):
         learn(tmp_path, settings={"num_steps": 0})
-    with pytest.raises(DataError, match="One grid, or resample"):
+    with pytest.raises(DataError, match="One grid, or resample=True"):
         learn(tmp_path).learn(FIRST[1:], time=1)
     with pytest.raises(DataError, match="time 3 is beyond the time_range 0,1"):
         learn(tmp_path).learn(FIRST, time=3)
     with pytest.raises(ConfigError, match="seed"):
         learn(tmp_path, settings=FEW | {"seed": 4})
+    with pytest.raises(DataError, match="a number for each axis would be right"):
+        learn(tmp_path / "b", spacing=(1, None, 1))
+    with pytest.raises(DataError, match="a spacing is of arrays"):
+        learn(tmp_path / "b", nib.Nifti1Image(FIRST, AFFINE), spacing=(1, 1, 1))
+    with pytest.raises(DataError, match="masked; filled ones would be right"):
+        learn(tmp_path / "b", np.ma.masked_less(FIRST, 0))
+    with pytest.raises(ValueError, match=r"times must be 1 to .*; got 2\.5"):
+        nfcl_jax.open_run(tmp_path).to_nifti("scan", 1, tmp_path / "x.nii", times=2.5)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file: not a folder"):
+        learn(tmp_path / "file")
+    placeless = learn(tmp_path / "c", nib.Nifti1Image(FIRST, None))
+    assert not placeless.scans[0]["placed"]
     paper = nfcl_jax.open_run(runs("domain_expansion", "siren", "finetune"))
     with pytest.raises(ConfigError, match="the tasks of domain_expansion are fixed"):
         paper.learn(FIRST)

@@ -96,6 +96,60 @@ def test_an_image_on_another_grid_is_refused_or_resampled(folder):
     np.testing.assert_allclose(found, (expected + 1) / np.ptp(fine), atol=1e-5)
 
 
+def unplaced(path, values):
+    image = nib.Nifti1Image(values, None)
+    image.header.set_zooms(np.diag(AFFINE)[:3])
+    nib.save(image, path)
+
+
+def test_what_has_no_place_in_the_scanner_is_not_resampled(folder):
+    """Neither on a grid, nor another on its own."""
+    unplaced(folder / "nowhere.nii.gz", PLACES[..., :3, 0].astype("f4"))
+    rows = ["p1,1,t1.nii.gz,,,A,\np1,2,nowhere.nii.gz,,,B,\n"]
+    rows.append("p1,1,nowhere.nii.gz,,,B,\np1,2,t1.nii.gz,,,A,\n")
+    for own in rows:
+        _, faults = read(folder, own, resample=True)
+        (fault,) = faults["p1"]
+        assert "nowhere.nii.gz has none; a header with an affine would be right" in fault
+
+
+def test_images_are_compared_with_each_other_where_the_first_has_no_place(folder):
+    unplaced(folder / "nowhere.nii.gz", PLACES[..., 0].astype("f4"))
+    nib.save(nib.load(folder / "t2.nii.gz").slicer[::-1], folder / "flipped.nii.gz")
+    rows = "p1,1,nowhere.nii.gz,,,A,\np1,2,t1.nii.gz,,,B,\np1,3,{},,,C,\n"
+    assert not read(folder, rows.format("later.nii.gz")).faults
+    (fault,) = read(folder, rows.format("flipped.nii.gz")).faults["p1"]
+    assert "line 4: " in fault and "t1.nii.gz has shape" in fault
+
+
+def test_a_mask_is_background_beyond_its_file_or_refused(folder):
+    labels = np.full((12, 10, 2), 41, "i2")
+    labels[3] = 1000
+    save(folder / "part.nii.gz", labels)
+    rows = "p1,1,t1.nii.gz,,,A,\np1,2,,part.nii.gz,,B,\n"
+    (fault,) = read(folder, rows, resample=True).faults["p1"]
+    assert "part.nii.gz: does not cover the grid of" in fault and "has no label 0" in fault
+    labels[5] = 0
+    save(folder / "part.nii.gz", labels)
+    ((case,), _) = read(folder, rows, resample=True)
+    found = np.array([0, 41, 1000])[case.scan.values["B"][0]]
+    np.testing.assert_array_equal(found[..., :2], labels)
+    assert not found[..., 2:].any()
+
+
+def test_what_resampling_fills_is_told(folder, caplog):
+    save(folder / "part.nii.gz", PLACES[..., :2, 0].astype("f4"))
+    rows = "p1,1,t1.nii.gz,,,A,\np1,2,part.nii.gz,,,B,\n"
+    assert not read(folder, rows, resample=True).faults
+    assert "part.nii.gz: covers 50% of the grid of" in caplog.text
+
+
+def test_times_that_float32_does_not_tell_apart_are_a_fault(folder):
+    rows = "p1,1,t1.nii.gz,,0,A,\np1,2,t2.nii.gz,,10,A,\n"
+    (fault,) = read(folder, rows, time_range=(0, 1e9)).faults["p1"]
+    assert "times are too close together for a field" in fault
+
+
 FAULTS = {
     "a missing file": ("t2.nii.gz", "no.nii.gz", "line 3: {folder}/no.nii.gz: missing"),
     "a frame too many": ("#3", "#4", "line 5: {folder}/cine.nii.gz: has 3 frames, frame 4"),
@@ -137,6 +191,10 @@ def test_all_faults_of_all_patients_are_named_at_once(folder):
     rows = TABLE.replace("t1.nii.gz", "a.nii.gz").replace("t2.nii.gz", "b.nii.gz")
     cases, faults = read(folder, rows.replace("#3", "#9"))
     assert not cases and [len(own) for own in faults.values()] == [2, 1]
+    rows = TABLE.replace("t1.nii.gz", "a.nii.gz").replace("mask.nii.gz", "t1.nii.gz")
+    named = read(folder, rows.replace("365", "900")).faults["p1"]
+    for words in ("a.nii.gz: missing", "time 900 is beyond", "labels must be whole numbers"):
+        assert sum(words in fault for fault in named) == 1
     _, faults = read(folder, time_range=None)
     assert all("times need a time_range, such as 0,730" in own[0] for own in faults.values())
 

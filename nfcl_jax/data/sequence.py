@@ -5,11 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
-from nibabel.processing import resample_from_to
 
 from nfcl_jax.data import sources
+from nfcl_jax.data.grids import described_grid, resampled, same_grid
 from nfcl_jax.data.table import File, Row, read_table
 from nfcl_jax.data.things import (
     Found,
@@ -22,12 +21,10 @@ from nfcl_jax.data.things import (
     labels_of,
     tasks_of_things,
 )
-from nfcl_jax.data.volumes import Volume, collect, corner_distance
+from nfcl_jax.data.volumes import Volume, collect
 from nfcl_jax.errors import ConfigError, DataError
 from nfcl_jax.scan import ONLY, Scan, range_of
 from nfcl_jax.scenarios import Head, Task
-
-SAME_PLACE = 0.5  # of a voxel, between the corners of two grids
 
 
 class Case(NamedTuple):
@@ -90,8 +87,15 @@ def read_case(rows: Sequence[Row], reading: Reading, known: Known | None, where:
     """The same for the rows of one patient. Faults begin with `where` and the line or, if it is
     empty, with the file."""
     reader = _Reader(where, reading, known)
-    case = reader.case(sorted(rows, key=lambda row: (row.task, row.line)))
+    case = reader.case(_in_order(rows, known))
     return Cases([case], {}) if case else Cases([], {rows[0].patient: reader.faults})
+
+
+def grid_of_record(record: Mapping[str, Any]) -> Volume:
+    """A volume on the grid of a scan in patients.json, with voxels that do not matter."""
+    voxels = np.broadcast_to(np.float32(0), record["shape"][-3:])
+    place = np.array(record["affine"], float), record["placed"]
+    return Volume(voxels, tuple(record["spacing"]), *place)
 
 
 def time_range_of(words: str) -> tuple[float, float] | None:
@@ -120,23 +124,19 @@ class _Reader:
         self.digest = functools.cache(sources.digest)
         self.volume = functools.lru_cache(maxsize=2)(sources.read)  # rows of a cine come together
         self.grid: tuple[str, Volume] | None = None
-        if known:  # whose voxels do not matter
-            record = known.record
-            voxels = np.broadcast_to(np.float32(0), record["shape"][-3:])
-            place = np.array(record["affine"], float), record["placed"]
-            self.grid = "what was learned", Volume(voxels, tuple(record["spacing"]), *place)
+        self.placed: tuple[str, Volume] | None = None  # the first that is, if that one is not
+        if known:
+            self.grid = "what was learned", grid_of_record(known.record)
 
     def case(self, rows: Sequence[Row]) -> Case | None:
         """What the field is to learn by rows in their order; None if there are faults."""
         frames = {time: n for n, time in enumerate(dict.fromkeys(row.time for row in rows))}
         times, things = self.times(rows, frames), list(self.things(rows, frames))
-        found = {thing.place: self.found(thing) for thing in things if not thing.is_gone}
-        if self.faults:
-            return None
+        read = {thing.place: self.found(thing) for thing in things if not thing.is_gone}
+        found = {place: own for place, own in read.items() if own}
+        things = [thing for thing in things if thing.is_gone or thing.place in found]
         before = self.known.tasks if self.known else ()
         colours = colours_of(things, found, before, self.fault)
-        if self.faults:
-            return None
         labels = labels_of(things, found, before, self.fault)
         images, ranges = images_of(things, found, self.fault)
         if self.faults:
@@ -185,9 +185,17 @@ class _Reader:
                 self.fault(row, f"time {row.time:g} is beyond the time_range {low:g},{high:g}.")
         # Rounded as `points.index_to_coords` has equidistant frames.
         scale = np.float32(high - low)
-        return tuple(
-            float(np.float32(2) * np.float32(time - low) / scale - np.float32(1)) for time in frames
-        )
+        places = {
+            time: float(np.float32(2) * np.float32(time - low) / scale - np.float32(1))
+            for time in frames
+        }
+        if len(set(places.values())) < len(places):
+            self.fault(
+                rows[0],
+                f"times are too close together for a field, to which {low:g} is -1 and {high:g} is "
+                "1 in float32; a smaller time_range would be right.",
+            )
+        return tuple(places.values())
 
     def things(self, rows: Sequence[Row], frames: Mapping[float | None, int]) -> Iterator[Thing]:
         """What the rows teach."""
@@ -227,35 +235,39 @@ class _Reader:
             raise DataError(f"{file}: every voxel is {volume.data.min():g}, nothing to fit.")
         if self.grid is None:
             self.grid = str(file), volume
-        other, first = self.grid
-        if _same_grid(volume, first):
-            return Found(volume.data, whole)
-        if not self.reading.resample or 1 in (volume.data.shape[2], first.data.shape[2]):
-            raise DataError(
-                f"{file}: {_described_grid(volume)}; {other} has {_described_grid(first)}. One "
-                "grid, or resample (of volumes), would be right."
-            )
-        own = nib.Nifti1Image(volume.data, volume.scanner_affine)
-        wanted = first.data.shape, first.scanner_affine
-        outside = 0 if is_mask and (volume.data == 0).any() else volume.data.min()
-        moved = resample_from_to(own, wanted, order=0 if is_mask else 1, cval=outside)
-        data = np.asarray(moved.dataobj, np.float32)
-        if data.min() == data.max():
-            raise DataError(f"{file}: none of it lies on the grid of {other}.")
-        return Found(data, whole)
+        for other, first in [self.grid, *([self.placed] if self.placed else [])]:
+            if not same_grid(volume, first):
+                if self.reading.resample:
+                    return Found(resampled(str(file), volume, other, first, is_mask), whole)
+                raise DataError(
+                    f"{file}: {described_grid(volume)}; {other} has {described_grid(first)}. One "
+                    "grid, or resample=True (--config.data.resample; of volumes), would be right."
+                )
+        if volume.placed and not self.grid[1].placed and self.placed is None:
+            self.placed = str(file), volume
+        return Found(volume.data, whole)
+
+
+def _in_order(rows: Sequence[Row], known: Known | None) -> list[Row]:
+    """Rows by their tasks, and within a task that was learned in the order in which it was, which
+    a spreadsheet may have changed."""
+    before = [_named(record) for record in (known.record["rows"] if known else [])]
+
+    def place(row: Row) -> tuple[int, int, int]:
+        things = [(name, file.frame) for name, file in row.things]
+        own = row.task, row.time, things
+        return row.task, before.index(own) if own in before else len(before), row.line
+
+    return sorted(rows, key=place)
+
+
+def _named(record: Mapping[str, Any]) -> tuple:
+    """What a row in patients.json says of what it teaches."""
+    own = [record[kind] for kind in ("image", "mask") if kind in record]
+    return record["task"], record["time"], [(thing["name"], thing["frame"]) for thing in own]
 
 
 def _nothing(shape: tuple[int, ...], head: Head) -> np.ndarray:
     if head.kind == "mask":
         return np.zeros(shape, np.uint8)
     return np.zeros(shape + (head.num_channels,) * (head.num_channels > 1), np.float32)
-
-
-def _same_grid(a: Volume, b: Volume) -> bool:
-    same = a.data.shape[:3] == b.data.shape[:3] and np.allclose(a.spacing, b.spacing, rtol=0.01)
-    return same and corner_distance(a, b) <= SAME_PLACE * min(a.spacing)
-
-
-def _described_grid(volume: Volume) -> str:
-    shape = " x ".join(map(str, volume.data.shape[:3]))
-    return f"shape {shape}, affine {np.round(volume.scanner_affine, 3).tolist()}"

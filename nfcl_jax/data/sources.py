@@ -116,6 +116,12 @@ def volume_of_picture(picture: Image.Image, name: str, is_mask: bool = False) ->
     return volume
 
 
+def is_array(image: Any) -> bool:
+    """Whether an image is neither a path nor one that knows its own voxel size."""
+    others = str | Path | Image.Image | nib.spatialimages.SpatialImage
+    return image is not None and not isinstance(image, others)
+
+
 def in_memory(
     image: Any,
     name: str,
@@ -142,7 +148,7 @@ def in_memory(
     if isinstance(image, nib.spatialimages.SpatialImage):
         volume = _volume_of_nibabel(image, name)
     else:
-        volume = _volume_of_array(np.asarray(image), name, spacing, colour)
+        volume = _volume_of_array(np.asanyarray(image), name, spacing, colour)
     check_volume(name, volume)
     return InMemory(name, volume)
 
@@ -167,10 +173,14 @@ def _volume_of_nibabel(image: Any, name: str) -> Volume:
     voxels = np.array(image.get_fdata(dtype=np.float32)).reshape(shape)
     sizes = header.get_zooms()[: min(len(image.shape), 3)]
     sizes = of_slice(sizes) if shape[2] == 1 else tuple(map(float, sizes))
+    if image.affine is None:
+        return Volume(voxels, sizes, np.diag([*sizes, 1.0]), False)
     return Volume(voxels, sizes, np.array(image.affine), placed)
 
 
 def _volume_of_array(array: np.ndarray, name: str, spacing: Any, colour: bool | None) -> Volume:
+    if np.ma.is_masked(array):
+        raise DataError(f"{name}: some of its values are masked; filled ones would be right.")
     if array.dtype.kind not in "biuf":
         raise DataError(f"{name}: holds {array.dtype}; real numbers would be right.")
     if array.ndim == 3 and array.shape[2] == 3 and colour is None:
@@ -186,7 +196,11 @@ def _volume_of_array(array: np.ndarray, name: str, spacing: Any, colour: bool | 
     flat = array.shape[2] == 1
     if spacing is None:
         spacing = (1.0,) * 3
-    if np.ndim(spacing) != 1 or len(spacing) not in ((2, 3) if flat else (3,)):
+    try:
+        sizes = np.asarray(spacing, float)
+    except (TypeError, ValueError):
+        sizes = np.array(np.nan)
+    if sizes.shape not in (((2,), (3,)) if flat else ((3,),)) or np.isnan(sizes).any():
         raise DataError(f"{name}: spacing {spacing!r}; a number for each axis would be right.")
     sizes = of_slice(spacing) if flat else tuple(map(float, spacing))
     with np.errstate(over="ignore"):

@@ -126,12 +126,13 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
     twice = sorted({name for name in header if header.count(name) > 1})
     missing = [name for name in ("patient", "task") if name not in header]
     missing += [] if {"image", "mask"} & set(header) else ["image"]
-    for what, names in (("unknown", unknown), ("there twice", twice), ("missing", missing)):
-        if names:
-            raise DataError(
-                f"{path}: {what} in the first line: {', '.join(names)}; columns are "
-                f"{', '.join(COLUMNS)}."
-            )
+    faults = [
+        f"{what} in the first line: {', '.join(names)}"
+        for what, names in (("unknown", unknown), ("there twice", twice), ("missing", missing))
+        if names
+    ]
+    if faults:
+        raise DataError(f"{path}: {'; '.join(faults)}; columns are {', '.join(COLUMNS)}.")
     return header, lines[1:], separator
 
 
@@ -175,8 +176,8 @@ def _row(
     names = patient.split("/")
     if len(names) > 2 or not all(map(is_name, names)) or names[1:] == [ONLY]:
         faults.append(
-            f"patient must be a name, or two with one slash between them, of which the second is "
-            f"not {ONLY}; found {patient[:80]!r}."
+            "patient must be a name, or two with one slash between them, of which the second is "
+            f"not {ONLY}, as a folder can have; found {patient[:80]!r}."
         )
     if not re.fullmatch(r"0*[1-9][0-9]{0,4}([.,]0+)?", task, re.ASCII):
         faults.append(f"task must be a whole number from 1, found {task[:80]!r}.")
@@ -198,6 +199,8 @@ def _row(
             f"range must be two numbers, the smaller one first, such as -1000:1000, found "
             f"{words[:80]!r}."
         )
+    if words and not files["image"]:
+        faults.append("a range is of an image, and there is none.")
     if faults:
         return None
     return Row(

@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nfcl_jax.data.sources import Source
+from nfcl_jax.data.grids import described_grid, same_grid
+from nfcl_jax.data.sources import InMemory, Source
 from nfcl_jax.data.table import File, Row
+from nfcl_jax.data.volumes import Volume
+from nfcl_jax.errors import DataError
 from nfcl_jax.scan import range_of, rescaled, scale_intensities
 from nfcl_jax.scenarios import Head, Lesson, Task, image_head, mask_head
 
@@ -70,7 +73,9 @@ def labels_of(
         own = np.unique(found[thing.place].data)
         known = labels.setdefault(thing.name, own)
         if (own != np.rint(own)).any():
-            fault(thing.row, f"{thing.file}: labels must be whole numbers, found {own[:8]}.")
+            fault(
+                thing.row, f"{thing.file}: labels must be whole numbers, found {_listed(own[:8])}."
+            )
         elif len(own) > MAX_LABELS:
             fault(thing.row, f"{thing.file}: {len(own)} labels; is it an image?")
         elif np.abs(own).max() >= MAX_LABEL:
@@ -200,6 +205,32 @@ def described(
         if not thing.is_mask:
             described[kind]["range"] = ranges[thing.place]
     return described
+
+
+def refuse_other_terms(
+    row: Row,
+    found: Mapping[int, Mapping[str, File]],
+    records: Sequence[Mapping[str, Any]],
+    grid: Volume | None,
+) -> None:
+    """Raises DataError if something was learned by another intensity range, or at other places
+    than on this grid."""
+    for task, files in found.items():
+        (record,) = [own for own in records if own["task"] == task]
+        for kind, file in files.items():
+            name = record[kind]["name"]
+            held = file.path.volume if isinstance(file.path, InMemory) else None
+            if held and grid and not same_grid(held, grid):
+                raise DataError(
+                    f"{name} was learned in task {task} with {described_grid(grid)}; here it has "
+                    f"{described_grid(held)}. Another workdir would be right."
+                )
+            if kind == "image" and row.range and not np.allclose(row.range, record[kind]["range"]):
+                low, high = record[kind]["range"]
+                raise DataError(
+                    f"{name} was learned in task {task} with an intensity_range of {low:g}, "
+                    f"{high:g}; another workdir would be right for another one."
+                )
 
 
 def differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) -> list[str]:

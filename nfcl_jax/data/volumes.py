@@ -76,6 +76,10 @@ def _missing(path: Path) -> str:
     """That a file is missing, and what has nearly its name."""
     if path.exists():
         return f"{path}: missing; what is there is no file."
+    if "\\" in path.name:
+        return f"{path}: missing; folders are separated by / here."
+    if not path.parent.is_dir():
+        return f"{path}: missing; there is no folder {path.parent}."
     near = {path.name.lower(), path.name.lower().removesuffix(".gz")}
     others = [other.name for other in path.parent.iterdir() if other.name.lower() in near]
     return f"{path}: missing" + (f"; {others[0]} is there instead." if others else ".")
