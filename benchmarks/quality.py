@@ -42,7 +42,9 @@ _PATIENT = flags.DEFINE_string("patient", "patient001", "whose scans are fitted"
 _OUT = flags.DEFINE_string("out", None, "folder for what the benchmark writes")
 _FIELDS = flags.DEFINE_list("fields", ["pe_relu", "siren", "finer"], "those that are fitted")
 _SCENARIOS = flags.DEFINE_list("scenarios", list(SCENARIOS), "the sequences of tasks")
-_STEPS = flags.DEFINE_list("steps", ["60", "80", "100", "150", "200", "300", "500"], "per task")
+_STEPS = flags.DEFINE_list(
+    "steps", ["60", "80", "100", "150", "200", "250", "300", "400", "500"], "per task"
+)
 
 
 def cell_of(recipe: Any, scenario: str, field: str, **changes: Any) -> dict[str, Any]:

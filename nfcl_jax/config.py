@@ -14,10 +14,9 @@ from nfcl_jax.scenarios import SEQUENCE, all_scenarios, num_frames, tasks_of
 from nfcl_jax.storage import read_json
 from nfcl_jax.strategies import STRATEGIES
 
-SCHEDULES = ("constant", "cosine")  # "cosine" falls to 0 at the end of each task
+SCHEDULES = ("constant", "cosine", "exponential")  # which end at 1, 0, 0.1
 MATMUL_PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
-# What changes no result but by rounding: the size of batches, when a run is saved, what is an
-# error.
+# What changes no result but by rounding: batches, when a run is saved, what is an error.
 INDIFFERENT = ("scans_per_batch", "checkpoint_every_steps", "strict")
 ALWAYS = ("seed", "num_steps", "batch_size", "huber_delta")  # in the config of every run
 ABSENT = object()
@@ -47,8 +46,7 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         "schedule": "constant",
         "huber_delta": 1.0,
         # How many scans one call of the program fits: 0 is all; None is one per device on CPUs,
-        # where more are no faster and take more memory, and elsewhere as many as fit the
-        # memory.
+        # where more are no faster and take more memory, elsewhere as many as fit.
         "scans_per_batch": None,
         # Steps after which a task in the middle is saved, at the end of a chunk of 50; 0 saves it
         # only when a signal stops the run, and between batches.
@@ -114,7 +112,9 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
             config[strategy] = {constant: 1.0, **config[strategy]}
     kind = FIELDS.get(config["field"]["name"])
     if kind and issubclass(kind, fields.CoordinateField):
-        config["field"] = {"time_scale": 1.0, "centred": False, **config["field"]}
+        config["field"] = {"time_scale": 1.0, "signed": False, **config["field"]}
+        if config["field"].get("centred") is False:  # if true, it is refused by its name
+            del config["field"]["centred"]
     if config["field"]["name"] == "diner":
         config["field"] = {"knots": 0, "initialisation": "lecun", **config["field"]}
     return config

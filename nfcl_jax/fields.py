@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from nfcl_jax.checks import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Check, one_of
 from nfcl_jax.errors import look_up
-from nfcl_jax.initialisers import halved, inverse_root, symmetric_uniform
+from nfcl_jax.initialisers import inverse_root, symmetric_uniform
 from nfcl_jax.sine import sine
 
 Params = Any
@@ -60,13 +60,13 @@ class CoordinateField(Field):
     """What the paper's fields of coordinates share.
 
     `time_scale` multiplies the time before the first layer. Below 1 the frames share more of the
-    field: a new frame begins nearer to those that it knows. A field that is `centred` answers at
-    first (1 + f) / 2 where it would answer f: as if the intensities were scaled to [-1, 1], as
-    SIREN's and FINER's own code does. At small rates that saves the steps to their mean.
+    field: a new frame begins nearer to those that it knows. A field that is `signed` answers
+    (1 + f) / 2 where its layers answer f, which so learn intensities scaled to [-1, 1], as in
+    SIREN's and FINER's own code. At small rates that saves the steps to their mean.
     """
 
     time_scale: float = 1.0
-    centred: bool = False
+    signed: bool = False
     space: int = 3  # the coordinates before the time
 
     def scaled(self, coords: Float[Array, "points axes"]) -> Float[Array, "points axes"]:
@@ -88,8 +88,6 @@ def layers(
     for layer in range(field.depth + 1):
         hidden, inputs = layer < field.depth, x.shape[-1]
         init = kernel_init(layer, inputs), bias_init(layer, inputs)
-        if not hidden and getattr(field, "centred", False):
-            init = halved(init[0], 0.0), halved(init[1], 0.5)
         dense = nn.Dense(
             field.width if hidden else field.channels,
             kernel_init=init[0],
@@ -100,7 +98,7 @@ def layers(
             name=f"hidden_{layer}" if hidden else "output",
         )
         x = activation(dense(x)) if hidden else dense(x)
-    return x
+    return (1 + x) / 2 if getattr(field, "signed", False) else x
 
 
 def sine_layers(field: CoordinateField, coords, activation: Callable, first_bias: float):

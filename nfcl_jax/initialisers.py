@@ -1,7 +1,5 @@
 """How parameters begin."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
@@ -18,8 +16,3 @@ def symmetric_uniform(bound: float):
 def inverse_root(inputs: int):
     """U(-1/sqrt(inputs), 1/sqrt(inputs)): PyTorch's default for linear layers."""
     return symmetric_uniform(inputs**-0.5)
-
-
-def halved(initialiser: Callable, offset: float) -> Callable:
-    """Half of what an initialiser draws, and an offset."""
-    return lambda *args: offset + initialiser(*args) / 2

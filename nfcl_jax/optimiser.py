@@ -16,8 +16,9 @@ def optimiser(static: Static) -> optax.GradientTransformation:
     matrix to the gradient's running mean, times its rate and, for a layer of n inputs and more
     outputs m, the root of m / n.
 
-    During the warm-up of w steps a rate is r (i + 1) / w in step i. Then it is r or, if it falls as
-    a cosine (Loshchilov and Hutter, ICLR 2017), r (1 + cos(pi (i - w) / (num_steps - w))) / 2.
+    During the warm-up of w steps a rate is r (i + 1) / w in step i. Then, with the part
+    p = (i - w) / (num_steps - w) of the other steps done, it is r; if it falls as a cosine
+    (Loshchilov and Hutter, ICLR 2017), r (1 + cos(pi p)) / 2; as an exponential, r 0.1^p.
     """
 
     def scheduled(rate):
@@ -25,9 +26,14 @@ def optimiser(static: Static) -> optax.GradientTransformation:
         steps = static.warmup_steps if static.warmup_steps > 1 else 0  # of one it would be none
         if steps:
             parts.append(optax.linear_schedule(rate / steps, rate, steps - 1))
-        if static.schedule == "cosine":
+        left = max(static.num_steps - steps, 1)
+        falls = {
+            "cosine": optax.cosine_decay_schedule(rate, left),
+            "exponential": optax.exponential_decay(rate, left, 0.1),
+        }
+        if static.schedule in falls:
             ends = [steps] * len(parts)
-            parts.append(optax.cosine_decay_schedule(rate, max(static.num_steps - steps, 1)))
+            parts.append(falls[static.schedule])
         # A schedule is state too, which runs at a constant rate have never had.
         return optax.join_schedules(parts, ends) if parts else rate
 

@@ -1,10 +1,12 @@
 """The config: defaults, arguments, checks."""
 
+from pathlib import Path
+
 import pytest
 
 from configs import domain_expansion
-from nfcl_jax.config import check_config, in_todays_terms, make_config
-from nfcl_jax.errors import ConfigError
+from nfcl_jax.config import check_config, in_todays_terms, make_config, stored_config
+from nfcl_jax.errors import ConfigError, RunError
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.inputs import read_data
 from nfcl_jax.scenarios import SCENARIOS
@@ -91,9 +93,14 @@ def test_a_config_of_an_earlier_version_is_read_in_todays_terms():
     assert in_todays_terms(early)["field"]["knots"] == 0  # its full batches asked every voxel
     assert in_todays_terms(early)["warmup_steps"] == 0
     early = config | {
-        "field": {k: v for k, v in config["field"].items() if k not in ("time_scale", "centred")}
+        "field": {k: v for k, v in config["field"].items() if k not in ("time_scale", "signed")}
     }
     assert in_todays_terms(early) == config
+    early["field"]["centred"] = False
+    assert in_todays_terms(early) == config
+    early["field"]["centred"] = True  # whose output layer began elsewhere
+    with pytest.raises(RunError, match="siren has no centred"):
+        stored_config(early, Path("config.json"))
     distilled = make_config("domain_expansion", "siren", "distillation")
     early = distilled | {"distillation": {"weight": 1.0, "points": "voxels"}}
     assert in_todays_terms(early) == distilled

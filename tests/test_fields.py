@@ -186,7 +186,7 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
 
 def test_a_fields_constants_and_checks_are_those_of_its_class():
     assert constants("finer") == {
-        "width": 256, "depth": 3, "time_scale": 1.0, "centred": False, "w0": 5.0,
+        "width": 256, "depth": 3, "time_scale": 1.0, "signed": False, "w0": 5.0,
         "detach_scale": True, "first_bias": 0.0,
     }  # fmt: skip
     own = {"table_features", "table_range", "knots", "initialisation"}
@@ -198,13 +198,12 @@ def test_a_fields_constants_and_checks_are_those_of_its_class():
 
 
 @pytest.mark.parametrize("name", ["pe_relu", "siren", "finer"])
-def test_a_centred_field_begins_as_one_of_intensities_in_minus_1_to_1(name):
-    """Its answer (1 + f) / 2 is the intensity that f would be."""
-    plain, centred = (
-        create_field({"name": name, "width": 16, "centred": centred}, 2, 1)
-        for centred in (False, True)
+def test_a_signed_fields_layers_answer_for_intensities_in_minus_1_to_1(name):
+    plain, signed = (
+        create_field({"name": name, "width": 16, "signed": signed}, 2, 1)
+        for signed in (False, True)
     )
     key = jax.random.key(0)
     coords = jax.random.uniform(key, (50, 3), minval=-1)
-    f, own = (field.apply(init_params(field, key, 3), coords) for field in (plain, centred))
+    f, own = (field.apply(init_params(plain, key, 3), coords) for field in (plain, signed))
     np.testing.assert_allclose(own, (1 + f) / 2, atol=1e-6)

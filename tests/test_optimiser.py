@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small import FRAMES, IMAGE_AND_MASK, make_scan, params_of, recipe, train
 
-from nfcl_jax.config import check_config, make_config
+from nfcl_jax.config import SCHEDULES, check_config, make_config
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fitting import BatchTask, task_arguments
 from nfcl_jax.optimiser import optimiser
@@ -25,14 +25,14 @@ def rates(**changes):
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 10])
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_a_rate_grows_and_then_stays_or_falls_as_a_cosine(warmup, schedule):
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_rate_grows_and_then_stays_or_falls(warmup, schedule):
     own = rates(learning_rate=0.5, warmup_steps=warmup, schedule=schedule, num_steps=40)
     i, warmup = np.arange(40), warmup if warmup > 1 else 0  # of one step it is none
     growing = (i + 1) / max(warmup, 1)
-    falling = (1 + np.cos(np.pi * (i - warmup) / (40 - warmup))) / 2
-    later = falling if schedule == "cosine" else np.ones(40)
-    expected = 0.5 * np.where(i < warmup, growing, later)
+    part = (i - warmup) / (40 - warmup)
+    later = {"constant": 1, "cosine": (1 + np.cos(np.pi * part)) / 2, "exponential": 0.1**part}
+    expected = 0.5 * np.where(i < warmup, growing, later[schedule])
     np.testing.assert_allclose(own, expected, atol=1e-5)
 
 
