@@ -19,9 +19,13 @@ def get_config():
     for strategy in ("distillation", "joint"):  # joint training is then its mark
         words.append(f"domain*-diner-{strategy}-*:{strategy}.weight={DINER_WEIGHT}")
         for field, own in RECIPES.items():
+            weight, (first, ramp) = own.mask_weight, own.mask_rise
+            if strategy == "distillation" and first:
+                weight = first
+                words.append(f"signal*-{field}-{strategy}-*:{strategy}.ramp={ramp}")
             words += [
                 f"domain*-{field}-{strategy}-*:{strategy}.weight={own.weight}",
-                f"signal*-{field}-{strategy}-*:{strategy}.weight={own.mask_weight}",
+                f"signal*-{field}-{strategy}-*:{strategy}.weight={weight}",
             ]
     config.overrides = ",".join(words)
     return config

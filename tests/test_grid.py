@@ -117,6 +117,10 @@ def test_the_recommended_grid_differs_from_the_papers_in_how_fields_are_fitted(t
         changed = {k for k in own if k != "data" and own[k] != shipped[k]}
         assert "schedule" in changed <= fitted | {"field"}, cell.name
         assert own["field"] | {"time_scale": 1.0} == shipped["field"] | {"time_scale": 1.0}
+        if cell.name == "signal_expansion-siren-distillation-seed0":
+            assert own["distillation"] | {"points": ""} == {"weight": 200, "points": "", "ramp": 50}
+        if cell.name == "signal_expansion-siren-joint-seed0":
+            assert own["joint"]["weight"] == 2000
 
 
 def test_values_are_overridden_for_cells_by_their_names(tmp_path):
