@@ -81,7 +81,7 @@ def ours(name: str, picture: Image.Image, workdir: Path) -> float:
                 "seed": _SEED.value, "field.width": WIDTH, "field.depth": DEPTH, "field.w0": W0,
                 "field.signed": True}  # fmt: skip
     shutil.rmtree(workdir, ignore_errors=True)  # else it would be learned already
-    run = nfcl_jax.learn(picture, workdir, field=name, time_range=None, settings=settings)
+    run = nfcl_jax.learn(picture, workdir=workdir, field=name, time_range=None, settings=settings)
     (scores,) = run.scores[run.scores.metric == "psnr"].itertuples()
     return scores.value
 

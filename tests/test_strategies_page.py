@@ -11,7 +11,8 @@ from nfcl_jax.report.statistics import gap_closed
 from nfcl_jax.report.tables import markdown
 
 PATIENTS = ["patient001", "patient061"]
-RUNS = {"paper": "paper's", "recommended": "recommended"}
+OTHERS = ["patient002", "patient003", "patient022", "patient042", "patient090"]
+RUNS = {"paper": "paper's", "recommended": "recommended", "unseen": "recommended"}
 
 
 # The rows of the table of strategies: in which folder of runs, and the rest of a cell's name.
@@ -40,8 +41,8 @@ def matrix(run, scenario, field, metric, strategy="distillation", patients=PATIE
     return table
 
 
-def row_of(run, scenario, field):
-    psnr = matrix(run, scenario, field, "psnr")
+def row_of(run, scenario, field, patients=PATIENTS):
+    psnr = matrix(run, scenario, field, "psnr", patients=patients)
     last = max(task for task, _ in psnr.columns)
     earlier = [task for task in range(1, last + 1) if (task, task) in psnr and task < last]
     drop = max((psnr[task, task] - psnr[last, task]).max() for task in earlier)
@@ -49,16 +50,18 @@ def row_of(run, scenario, field):
     if scenario == "domain_expansion":
         new = {"last frame": f"{psnr[last, last].mean():.1f}"}
     else:
-        new = {"DSC": f"{matrix(run, scenario, field, 'dsc')[last, last].mean():.2f}"}
+        dice = matrix(run, scenario, field, "dsc", patients=patients)
+        new = {"DSC": f"{dice[last, last].mean():.2f}"}
     first = "first frame" if scenario == "domain_expansion" else "image"
     row = {"field": FIELDS[field].title, "recipe": RUNS[run]}
     return row | {first: kept} | new | {"largest drop": f"{drop:.1f}"}
 
 
-def tables():
+def tables(recommended="recommended", fields=FIELDS, patients=PATIENTS):
     found = []
     for scenario in ("domain_expansion", "signal_expansion"):
-        rows = [row_of(run, scenario, field) for field in FIELDS for run in RUNS]
+        runs = [(field, run) for field in fields for run in ("paper", recommended)]
+        rows = [row_of(run, scenario, field, patients) for field, run in runs]
         found.append(markdown(pd.DataFrame(rows)))
     return "\n\n".join(found)
 
@@ -66,6 +69,12 @@ def tables():
 def test_the_tables_of_the_recipe_are_those_of_its_runs():
     page = (REPOSITORY / "docs/strategies.md").read_text()
     for table in tables().split("\n\n"):
+        assert table in page
+
+
+def test_the_tables_of_other_patients_are_those_of_their_runs():
+    page = (REPOSITORY / "docs/strategies.md").read_text()
+    for table in tables("unseen", ["siren", "finer"], OTHERS).split("\n\n"):
         assert table in page
 
 
