@@ -51,7 +51,8 @@ def check_table(path: Path, console: Console) -> None:
     reading = Reading(time_range_of(_TIME_RANGE.value), _RESAMPLE.value)
     cases, faults = read_cases(path, reading, known)
     if _WORKDIR.value:
-        others = contradictions(cases, Path(_WORKDIR.value))
+        data = {"time_range": _TIME_RANGE.value, "resample": _RESAMPLE.value}
+        others = contradictions(cases, Path(_WORKDIR.value), data)
         faults = {**faults, **others}
         cases = [
             own for own in cases if name_in_table(own.scan.patient, own.scan.image) not in others

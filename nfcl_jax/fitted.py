@@ -136,7 +136,7 @@ class FittedField:
           ValueError: as for the outputs; DINER has derivatives only where it is interpolated.
         """
         if self._module.on_grid and not self._interpolate:
-            raise ValueError(f"no derivatives: {NO_BETWEEN}")
+            raise ValueError(f"no derivatives: {self._no_between()}")
         per_grid = self._in_blocks(_derivatives, self.to_grid(coords))
         return per_grid if self.units == "grid" else per_grid @ self._grid.per_mm()
 
@@ -192,11 +192,14 @@ class FittedField:
             if not self._interpolate:
                 near = np.rint(voxels).astype(int)
                 if np.abs(voxels - near).max(initial=0) > ON_GRID:
-                    raise ValueError(NO_BETWEEN + (ALSO_TABLES if self._grid.times else BY_LINES))
+                    raise ValueError(self._no_between())
                 return self.at_voxels(self._grid.flat_index(near))
         return _blockwise(
             lambda block: function(*self._field(), block, self._shape()), coords.astype(np.float32)
         )
+
+    def _no_between(self) -> str:
+        return NO_BETWEEN + (ALSO_TABLES if self._grid.times else BY_LINES)
 
     def _field(self):
         return self._module, self._params

@@ -107,16 +107,12 @@ def learn_next(
         known = known_of(*stored) if stored else None
         if stored:
             refuse_another_run({**config, "tasks": stored[2].get("tasks", [])}, None, workdir)
-        elif new.goes_on:
-            raise RunError(
-                f"{workdir}: the run is no longer there; open_run would find it elsewhere."
-            )
         records = known.record["rows"] if known else []
         rows = _rows_before(records, held)
         grid = grid_of_record(known.record) if known else None
         row = _row_of(new, records, config, grid)
         if found := _learned_in(row, records):
-            refuse_other_terms(row, found, records, None if config["data"]["resample"] else grid)
+            refuse_other_terms(row, found, records, grid, config["data"]["resample"])
             log.info("%s: is learned already", workdir)
             return _with_files(rows, found)
         if fault := next(iter(of_two_kinds([*rows, row])), ""):
@@ -194,6 +190,8 @@ def _row_of(
     if new.channel and not (isinstance(new.channel, str) and is_name(new.channel)):
         raise DataError(f"channel must be a name without slashes, got {new.channel!r}.")
 
+    if new.intensity_range is not None and new.image is None:
+        raise DataError("an intensity_range is of an image, and there is none.")
     arrays = any(map(sources.is_array, (new.image, new.mask)))
     if new.spacing is not None and not arrays:
         raise DataError("a spacing is of arrays; what is given has its own.")
@@ -208,11 +206,14 @@ def _row_of(
         spacing = grid.spacing if new.spacing is None and grid else new.spacing
         return File(in_memory(what, f"the {kind}", spacing, colour, is_mask))
 
+    image = file(new.image, "image")
+    if grid is None and image and isinstance(image.path, InMemory):
+        grid = image.path.volume  # on which its mask lies
     row = Row(
         line=0,
         patient=PATIENT,
         task=records[-1]["task"] + 1 if records else 1,
-        image=file(new.image, "image"),
+        image=image,
         mask=file(new.mask, "mask"),
         time=_number(new.time, "time"),
         channel=new.channel or "image",

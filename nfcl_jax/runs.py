@@ -136,7 +136,7 @@ class Run:
               name, "mask" if None.
             intensity_range: which values are 0 and 1; the smallest and the largest if None, and the
               ends of its type for a picture.
-            spacing: voxel size of an array along its axes, in mm; 1 if None.
+            spacing: voxel size of an array along its axes, in mm; that of the grid if None.
             colour: whether the last axis of an array are three colours.
             on_progress: called between chunks of steps with a `records.Progress`.
 
@@ -146,6 +146,7 @@ class Run:
         Raises:
           ConfigError: if the run is another scenario's or a table's.
           DataError: if the image cannot be used.
+          RunError: if the folder is no longer there.
         """
         if not self._of_table():
             raise ConfigError(f"{self.workdir}: the tasks of {self.config['scenario']} are fixed.")

@@ -133,7 +133,6 @@ class Scan:
         return next(iter(self.values.values()))
 
 
-MAX_NAME = 200  # bytes, of a part of a path
 ONLY = "scan"  # the image of a patient of a table who has one field
 
 
@@ -146,8 +145,7 @@ def is_name(patient: str) -> bool:
     """Whether a patient may have this name: it becomes a part of paths, of JSON and of pages."""
     # Bytes that are no UTF-8 are surrogates, which cannot be written.
     good = r"[^/\\\x00-\x1f\ud800-\udfff]+"
-    short = len(patient.encode("utf-8", "surrogatepass")) <= MAX_NAME
-    return short and bool(re.fullmatch(good, patient)) and not patient.startswith(".")
+    return bool(re.fullmatch(good, patient)) and not patient.startswith(".")
 
 
 def equidistant_frames(num_available: int, num_frames: int) -> tuple[int, ...]:

@@ -119,9 +119,11 @@ def plan(config: Mapping[str, Any], cases: Iterable[Case], workdir: Path) -> lis
     return runs
 
 
-def contradictions(cases: Iterable[Case], workdir: Path) -> dict[str, list[str]]:
-    """What the runs below a folder have learned otherwise than these cases say, by the names that
-    the table has.
+def contradictions(
+    cases: Iterable[Case], workdir: Path, data: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """What the runs below a folder have learned otherwise than these cases say, or by other values
+    of `config.data` than these, by the names that the table has.
 
     Raises:
       RunError: if a run's files are not what it leaves.
@@ -132,7 +134,8 @@ def contradictions(cases: Iterable[Case], workdir: Path) -> dict[str, list[str]]
         folder = workdir / PATIENTS / case.scan.patient / case.scan.image
         if folder in configs:
             try:
-                plan_run(configs[folder], case, folder)
+                stored = configs[folder]
+                plan_run({**stored, "data": {**stored["data"], **data}}, case, folder)
             except ConfigError as error:
                 name = name_in_table(case.scan.patient, case.scan.image)
                 found[name] = [" ".join(str(error).split())]

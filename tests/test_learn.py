@@ -75,6 +75,8 @@ def test_what_is_learned_is_not_learned_on_other_terms(tmp_path):
     for more, words in (
         ({"spacing": (1, 1, 10)}, "learned in task 1 with shape 12 x 10 x 4, affine"),
         ({"intensity_range": (0, 100)}, "with an intensity_range of -1, 1"),
+        ({"intensity_range": (-1, 1 + 1e-4)}, "with an intensity_range of -1, 1"),
+        ({"image": None, "mask": LABELS, "intensity_range": (0, 1)}, "range is of an image"),
     ):
         with pytest.raises(DataError, match=words):
             learn(tmp_path, **more)
@@ -175,6 +177,8 @@ def test_bad_calls_say_what_would_be_right(tmp_path, runs):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file: not a folder"):
         learn(tmp_path / "file")
+    own = learn(tmp_path / "d", nib.Nifti1Image(FIRST, AFFINE), mask=LABELS)
+    assert own.scans[0]["spacing"] == [1.5, 1.5, 3.0]
     placeless = learn(tmp_path / "c", nib.Nifti1Image(FIRST, None))
     assert not placeless.scans[0]["placed"]
     paper = nfcl_jax.open_run(runs("domain_expansion", "siren", "finetune"))

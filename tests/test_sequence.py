@@ -144,6 +144,26 @@ def test_what_resampling_fills_is_told(folder, caplog):
     assert "part.nii.gz: covers 50% of the grid of" in caplog.text
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_file_covers_all_of_its_voxels(folder, turned):
+    """Also the outer halves of the outermost, on a finer grid or a rotated one."""
+    coarse, fine = (np.diag([size, size, 3.0, 1.0]) for size in (1.5, 0.75))
+    fine[:2, 3] = -0.375  # the same field of view
+    if turned:
+        angle = np.deg2rad(33)
+        turn = np.eye(4)
+        turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        coarse, fine = turn @ coarse, turn @ fine
+    labels = np.random.default_rng(0).integers(1, 5, SHAPE).astype("i2")
+    finer = labels.repeat(2, 0).repeat(2, 1)
+    save(folder / "coarse.nii.gz", labels, coarse)
+    save(folder / "fine.nii.gz", finer.astype("f4"), fine)
+    rows = "p1,1,fine.nii.gz,,,A,\np1,2,,coarse.nii.gz,,B,\n"
+    ((case,), faults) = read(folder, rows, resample=True)
+    assert not faults
+    np.testing.assert_array_equal(case.scan.values["B"][0] + 1, finer)
+
+
 def test_times_that_float32_does_not_tell_apart_are_a_fault(folder):
     rows = "p1,1,t1.nii.gz,,0,A,\np1,2,t2.nii.gz,,10,A,\n"
     (fault,) = read(folder, rows, time_range=(0, 1e9)).faults["p1"]
@@ -195,6 +215,10 @@ def test_all_faults_of_all_patients_are_named_at_once(folder):
     named = read(folder, rows.replace("365", "900")).faults["p1"]
     for words in ("a.nii.gz: missing", "time 900 is beyond", "labels must be whole numbers"):
         assert sum(words in fault for fault in named) == 1
+    save(folder / "one.nii.gz", np.arange(480, dtype="i2").reshape(SHAPE) % 2)
+    rows = "p1,1,no.nii.gz,gone.nii.gz,0,A,\np1,2,t1.nii.gz,one.nii.gz,1,A,\n"
+    rows += "p1,3,cine.nii.gz#1,mask.nii.gz,2,A,\n"
+    assert len(read(folder, rows).faults["p1"]) == 2  # none of a first that cannot be compared
     _, faults = read(folder, time_range=None)
     assert all("times need a time_range, such as 0,730" in own[0] for own in faults.values())
 

@@ -79,11 +79,12 @@ def test_means_are_over_the_fields_that_learned_the_same_in_the_same_task():
         Kept("p1", 2, "mask", "mask at 0", "dsc", 0.5, 0.5, 0),
         Kept("p2", 1, "T1", "T1 at 0", "psnr", 34.0, None, 2),
         Kept("p3", 1, "T1", "T1 at 0", "psnr", 35.0, 30.0, 1),
+        Kept("p4", 1, "T1", "T1 at 0", "psnr", float("nan"), float("nan"), 1),  # a failed fit
         Kept("p3", 2, "mask", "mask at 9", "dsc", 0.7, 0.7, 0),
     ]
     first, second = (own.words() for own in means_of(kept))
     assert first == {
-        "task": "1", "learned": "T1 at 0", "fields": "3", "score": "PSNR, dB",
+        "task": "1", "learned": "T1 at 0", "fields": "4", "score": "PSNR, dB",
         "when learned": "33.0", "now": "29.0", "lost": "3.5", "lost most": "5.0 (p3)",
     }  # fmt: skip
     assert second == {

@@ -35,6 +35,9 @@ def test_a_changed_row_is_named_by_the_check_too(folder, tmp_path):  # noqa: F81
     done = command(*check, f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 1 and "0 of 1 patients can be used." in done.stdout
     assert "learned T2 at 0 in task 2; the table has PD at 0" in done.stdout
+    config_of(folder, ROWS[:2])
+    check[-1] = "--time_range=0,365"
+    assert "config.data.time_range" in command(*check, f"--workdir={tmp_path / 'run'}").stdout
 
 
 def test_rows_of_a_learned_task_may_come_in_any_order(folder, tmp_path):  # noqa: F811

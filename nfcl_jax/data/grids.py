@@ -10,6 +10,7 @@ from nfcl_jax.data.volumes import Volume, corner_distance
 from nfcl_jax.errors import DataError
 
 SAME_PLACE = 0.5  # of a voxel, between the corners of two grids
+EDGE = 1e-3  # of a voxel, by which affines in float32 may be off
 
 log = logging.getLogger("nfcl_jax")
 
@@ -39,20 +40,19 @@ def resampled(name: str, volume: Volume, other: str, grid: Volume, is_mask: bool
 
     Raises:
       DataError: if one of the two is not placed in the scanner or is a single slice; if they do not
-        overlap; or if a mask does not cover the grid and has no label 0 for the rest.
+        overlap, or in one value alone; or if a mask does not cover the grid and has no label 0 for
+        the rest.
     """
+    both = f"{name}: {described_grid(volume)}; {other} has {described_grid(grid)}. "
     if 1 in (volume.data.shape[2], grid.data.shape[2]):
-        raise DataError(f"{name}: a single slice is not resampled; one grid would be right.")
+        raise DataError(f"{both}A single slice is not resampled; one grid would be right.")
     for whose, own in ((name, volume), (other, grid)):
         if not own.placed:
             raise DataError(
-                f"{name}: {described_grid(volume)}; {other} has {described_grid(grid)}. Resampling "
-                f"needs places in the scanner, and {whose} has none; a header with an affine "
-                "would be right."
+                f"{both}Resampling needs places in the scanner, and {whose} has none; a header "
+                "with an affine would be right."
             )
-    wanted = grid.data.shape[:3], grid.scanner_affine
-    everywhere = nib.Nifti1Image(np.ones(volume.data.shape, np.float32), volume.scanner_affine)
-    inside = np.asarray(resample_from_to(everywhere, wanted, order=0, cval=0).dataobj) > 0
+    inside = _inside(volume, grid)
     if not inside.any():
         raise DataError(f"{name}: none of it lies on the grid of {other}.")
     if is_mask and not inside.all() and not (volume.data == 0).any():
@@ -60,15 +60,29 @@ def resampled(name: str, volume: Volume, other: str, grid: Volume, is_mask: bool
             f"{name}: does not cover the grid of {other}, and has no label 0 for the rest; a file "
             "that covers it would be right."
         )
-    outside = 0.0 if is_mask else volume.data.min()
-    own = nib.Nifti1Image(volume.data, volume.scanner_affine)
-    moved = resample_from_to(own, wanted, order=0 if is_mask else 1, cval=outside)
-    data = np.asarray(moved.dataobj, np.float32)
+    own, wanted = nib.Nifti1Image(volume.data, volume.scanner_affine), grid.data.shape[:3]
+    # "nearest", since "constant" would leave out the outer half of the outermost voxels.
+    moved = resample_from_to(
+        own, (wanted, grid.scanner_affine), order=0 if is_mask else 1, mode="nearest"
+    )
+    outside = 0.0 if is_mask else float(volume.data.min())
+    data = np.where(inside, np.asarray(moved.dataobj), outside).astype(np.float32)
     if not is_mask and data.min() == data.max():
-        raise DataError(f"{name}: none of it lies on the grid of {other}.")
-    if (share := 1 - inside.mean()) > 0:
+        raise DataError(f"{name}: every voxel on the grid of {other} is {data.min():g}.")
+    if not inside.all():
         log.warning(
             "%s: covers %.0f%% of the grid of %s; the rest is learned as %g",
-            name, 100 * (1 - share), other, outside,
+            name, 100 * inside.mean(), other, outside,
         )  # fmt: skip
     return data
+
+
+def _inside(volume: Volume, grid: Volume) -> np.ndarray:
+    """Which voxels of a grid have their centres within the voxels of a volume."""
+    to_volume = np.linalg.inv(volume.scanner_affine) @ grid.scanner_affine
+    axes = np.ogrid[tuple(slice(size) for size in grid.data.shape[:3])]
+    inside = np.ones(grid.data.shape[:3], bool)
+    for row, size in zip(to_volume[:3], volume.data.shape, strict=True):
+        place = sum(step * axis for step, axis in zip(row[:3], axes, strict=True)) + row[3]
+        inside &= (place > -0.5 - EDGE) & (place < size - 0.5 + EDGE)
+    return inside

@@ -134,8 +134,13 @@ class _Reader:
         times, things = self.times(rows, frames), list(self.things(rows, frames))
         read = {thing.place: self.found(thing) for thing in things if not thing.is_gone}
         found = {place: own for place, own in read.items() if own}
-        things = [thing for thing in things if thing.is_gone or thing.place in found]
         before = self.known.tasks if self.known else ()
+        # Without the first of its name, which cannot be read, there is nothing to compare with.
+        firsts = {thing.name: thing for thing in reversed(things)}
+        usable = {name for name, own in firsts.items() if own.is_gone or own.place in found}
+        usable |= {lesson.head.name for task in before for lesson in task.lessons}
+        there = [own for own in things if own.is_gone or own.place in found]
+        things = [own for own in there if own.name in usable]
         colours = colours_of(things, found, before, self.fault)
         labels = labels_of(things, found, before, self.fault)
         images, ranges = images_of(things, found, self.fault)
@@ -199,16 +204,18 @@ class _Reader:
 
     def things(self, rows: Sequence[Row], frames: Mapping[float | None, int]) -> Iterator[Thing]:
         """What the rows teach."""
-        before = self.known.record["rows"] if self.known else []
-        for number, row in enumerate(rows):
-            old = before[number] if number < len(before) else {}
+        before = {
+            (old["task"], old["time"], kind, old[kind]["name"], old[kind]["frame"]): old[kind]
+            for old in (self.known.record["rows"] if self.known else [])
+            for kind in ("image", "mask")
+            if kind in old
+        }
+        for row in rows:
             for name, file in row.things:
                 is_mask = file is row.mask
-                stored = old.get("mask" if is_mask else "image")
-                same = stored and (old["task"], old["time"]) == (row.task, row.time)
-                same = same and (stored["name"], stored["frame"]) == (name, file.frame)
-                frame = frames[row.time]
-                yield Thing(row, file, name, is_mask, frame, stored if same else None)
+                kind = "mask" if is_mask else "image"
+                stored = before.get((row.task, row.time, kind, name, file.frame))
+                yield Thing(row, file, name, is_mask, frames[row.time], stored)
 
     def found(self, thing: Thing) -> Found | None:
         faults: list[str] = []

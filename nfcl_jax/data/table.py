@@ -34,6 +34,7 @@ COLUMNS = ("patient", "task", "image", "mask", "time", "channel", "range")
 SEPARATORS = ",;\t"
 MAX_BYTES = 2**24
 MAX_TASKS = 10_000
+MAX_NAME = 200  # bytes, of 255 that most disks allow
 WORKBOOKS = {
     b"PK\x03\x04": "an Excel or OpenDocument workbook",
     b"\xd0\xcf\x11\xe0": "an old Excel",
@@ -179,6 +180,8 @@ def _row(
             "patient must be a name, or two with one slash between them, of which the second is "
             f"not {ONLY}, as a folder can have; found {patient[:80]!r}."
         )
+    if any(len(name.encode()) > MAX_NAME for name in names):
+        faults.append(f"patient is longer than the {MAX_NAME} bytes that a folder's name may have.")
     if not re.fullmatch(r"0*[1-9][0-9]{0,4}([.,]0+)?", task, re.ASCII):
         faults.append(f"task must be a whole number from 1, found {task[:80]!r}.")
     files = {name: file_of(folder, cells.get(name, "")) for name in ("image", "mask")}

@@ -212,25 +212,30 @@ def refuse_other_terms(
     found: Mapping[int, Mapping[str, File]],
     records: Sequence[Mapping[str, Any]],
     grid: Volume | None,
+    resample: bool,
 ) -> None:
     """Raises DataError if something was learned by another intensity range, or at other places
-    than on this grid."""
+    than on this grid, to which a volume that has a place may be resampled."""
     for task, files in found.items():
         (record,) = [own for own in records if own["task"] == task]
         for kind, file in files.items():
             name = record[kind]["name"]
             held = file.path.volume if isinstance(file.path, InMemory) else None
-            if held and grid and not same_grid(held, grid):
+            if held and grid and not (resample and held.placed) and not same_grid(held, grid):
                 raise DataError(
                     f"{name} was learned in task {task} with {described_grid(grid)}; here it has "
                     f"{described_grid(held)}. Another workdir would be right."
                 )
-            if kind == "image" and row.range and not np.allclose(row.range, record[kind]["range"]):
+            if kind == "image" and row.range and _other_ends(row.range, record[kind]["range"]):
                 low, high = record[kind]["range"]
                 raise DataError(
                     f"{name} was learned in task {task} with an intensity_range of {low:g}, "
                     f"{high:g}; another workdir would be right for another one."
                 )
+
+
+def _other_ends(a: Sequence[float], b: Sequence[float]) -> bool:
+    return not np.allclose(a, b, rtol=1e-6, atol=0)
 
 
 def differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) -> list[str]:

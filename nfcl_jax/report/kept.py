@@ -150,7 +150,7 @@ def means_of(kept: Iterable[Kept]) -> list[Mean]:
     found = []
     for (task, head, metric), members in sorted(groups.items(), key=lambda item: item[0][0]):
         titles = {own.learned for own in members}
-        losers = [own for own in members if own.lost is not None]
+        losers = [own for own in members if own.lost is not None and np.isfinite(own.lost)]
         found.append(
             Mean(
                 task,
@@ -165,7 +165,7 @@ def means_of(kept: Iterable[Kept]) -> list[Mean]:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value is not None and np.isfinite(value)]
     return float(np.mean(known)) if known else None
 
 
