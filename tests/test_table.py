@@ -64,6 +64,7 @@ FAULTS = {
     "a gap": ("p1,2", "p1,5", "p1: no task 2, but a task 5; they count from 1"),
     "no patient": ("p1,2", ",2", "line 3: patient must be a name"),
     "a path for a patient": ("p2/left", "../p2/left", "line 5: patient must be a name, or two"),
+    "a long name": ("p2/left", "p2/" + "a" * 201, "line 5: patient is longer than the 200 bytes"),
     "the name of none": ("p2/left", "p2/scan", "line 5: patient must be a name, or two with one"),
     "nothing to learn": ("a/t2.nii.gz", "", "line 3: neither an image nor a mask"),
     "frame 0": ("later.nii.gz#4", "later.nii.gz#0", "line 4: frames of a file count from 1"),
