@@ -28,17 +28,19 @@ import nfcl_jax
 from benchmarks.tables import machine
 from benchmarks.torch_loop import FINERSine, Sine, voxel_inputs
 from experiments.launch.cli import launch
+from nfcl_jax.errors import ConfigError, look_up
 from nfcl_jax.fields import field_title
 from nfcl_jax.report.tables import markdown
 from nfcl_jax.storage import write_file
 
 _OUT = flags.DEFINE_string("out", None, "folder for what the benchmark writes")
 _FIELDS = flags.DEFINE_list("fields", ["siren", "finer"], "those that are fitted")
-_PICTURES = flags.DEFINE_list("pictures", ["camera", "astronaut"], "square ones of skimage.data")
-_SIZES = flags.DEFINE_list("sizes", ["256"], "pixels along a side; the pictures are made smaller")
+_PICTURES = flags.DEFINE_list("pictures", ["camera", "astronaut"], "scikit-image's")
+_SIZE = flags.DEFINE_integer("size", 256, "pixels of a side, to which they are made", lower_bound=7)
 _STEPS = flags.DEFINE_integer("steps", 500, "of every pixel", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "of the parameters", lower_bound=0)
 
+PICTURES = {"camera": data.camera, "astronaut": data.astronaut}
 WIDTH, DEPTH, W0, RATE = 256, 4, 30.0, 1e-4
 SINES, DECAY = {"siren": Sine, "finer": FINERSine}, {"siren": 1.0, "finer": 0.1}
 SCHEDULES = {"siren": "constant", "finer": "exponential"}
@@ -88,7 +90,7 @@ def ours(name: str, picture: Image.Image, workdir: Path) -> float:
 
 def compare(name: str, picture: str, size: int) -> dict:
     """A record of both."""
-    image = Image.fromarray(getattr(data, picture)())
+    image = Image.fromarray(PICTURES[picture]())
     image = image.resize((size, size), Image.Resampling.LANCZOS)
     values = np.asarray(image, np.float32).reshape(size, size, -1) / 255
     record = {"field": field_title(name), "picture": picture, "pixels": size, "steps": _STEPS.value}
@@ -105,19 +107,22 @@ def compare(name: str, picture: str, size: int) -> dict:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    for name in _FIELDS.value:
+        look_up(SINES, "field", name, ConfigError)
+    for name in _PICTURES.value:
+        look_up(PICTURES, "picture", name, ConfigError)
     out, console, records = Path(_OUT.value), Console(), []
     out.mkdir(parents=True, exist_ok=True)
     of = machine(with_torch=True)
-    for size in map(int, _SIZES.value):
-        for name in _FIELDS.value:
-            for picture in _PICTURES.value:
-                records.append(compare(name, picture, size))
-                console.print(records[-1])
-                write_file(out / "photographs.json", json.dumps(records, indent=1))
-                table = pd.DataFrame(records).map(
-                    lambda x: f"{x:.1f}" if isinstance(x, float) else str(x)
-                )
-                write_file(out / "photographs.md", f"{of}\n\n{markdown(table)}\n")
+    for name in _FIELDS.value:
+        for picture in _PICTURES.value:
+            records.append(compare(name, picture, _SIZE.value))
+            console.print(records[-1])
+            write_file(out / "photographs.json", json.dumps(records, indent=1))
+            table = pd.DataFrame(records).map(
+                lambda x: f"{x:.1f}" if isinstance(x, float) else str(x)
+            )
+            write_file(out / "photographs.md", f"{of}\n\n{markdown(table)}\n")
     console.print(f"everything is in {out}")
 
 

@@ -1,5 +1,6 @@
 import json
 
+import jax
 import pytest
 from conftest import REPOSITORY
 from test_readme import run
@@ -85,6 +86,20 @@ def test_a_case_that_is_not_timed_yet_has_no_number():
     for row in tables.summary(two).splitlines()[2:]:
         assert row.split("|")[4 if "DINER" in row else 5].strip() == "-"
         assert "x, " in row
+
+
+def test_their_fields_are_of_the_same_size_as_ours():
+    pytest.importorskip("torch")
+    from benchmarks import photographs
+    from nfcl_jax.fields import create_field, init_params
+    from nfcl_jax.params import num_parameters
+
+    constants = {"width": photographs.WIDTH, "depth": photographs.DEPTH, "w0": photographs.W0}
+    for name in photographs.SINES:
+        theirs = photographs.their_field(name, channels=3)
+        field = create_field({"name": name, **constants}, 3, 1)
+        ours = num_parameters(init_params(field, jax.random.key(0), axes=2))
+        assert sum(own.numel() for own in theirs.parameters()) == ours
 
 
 def test_time_to_quality_is_of_the_first_number_of_steps_that_is_enough():
