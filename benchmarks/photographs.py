@@ -10,7 +10,6 @@ photographs.md, the same as a table.
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -94,13 +93,9 @@ def compare(name: str, picture: str, size: int) -> dict:
     image = image.resize((size, size), Image.Resampling.LANCZOS)
     values = np.asarray(image, np.float32).reshape(size, size, -1) / 255
     record = {"field": field_title(name), "picture": picture, "pixels": size, "steps": _STEPS.value}
-    started = time.perf_counter()
     answers = np.clip(theirs(name, values), 0, 1)
-    record["theirs, s"] = time.perf_counter() - started
     record["theirs, dB"] = peak_signal_noise_ratio(values, answers, data_range=1)
-    started = time.perf_counter()
     record["nfcl_jax, dB"] = ours(name, image, Path(_OUT.value) / f"{name}-{picture}-{size}")
-    record["nfcl_jax, s"] = time.perf_counter() - started
     return record
 
 
