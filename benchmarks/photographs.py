@@ -25,7 +25,7 @@ from torch.nn import functional
 
 import nfcl_jax
 from benchmarks.tables import machine
-from benchmarks.torch_loop import FINERSine, Sine, voxel_inputs
+from benchmarks.torch_loop import make_field, voxel_inputs
 from experiments.launch.cli import launch
 from nfcl_jax.errors import ConfigError, look_up
 from nfcl_jax.fields import field_title
@@ -41,20 +41,17 @@ _SEED = flags.DEFINE_integer("seed", 0, "of the parameters", lower_bound=0)
 
 PICTURES = {"camera": data.camera, "astronaut": data.astronaut}
 WIDTH, DEPTH, W0, RATE = 256, 4, 30.0, 1e-4
-SINES, DECAY = {"siren": Sine, "finer": FINERSine}, {"siren": 1.0, "finer": 0.1}
+DECAY = {"siren": 1.0, "finer": 0.1}
 SCHEDULES = {"siren": "constant", "finer": "exponential"}
 
 
 def their_field(name: str, channels: int) -> nn.Module:
     """A field as their code makes it: SIREN's rule for all weights, PyTorch's biases."""
-    layers, inputs = [], 2
-    for layer in range(DEPTH + 1):
-        dense = nn.Linear(inputs, WIDTH if layer < DEPTH else channels)
-        bound = 1 / inputs if layer == 0 else (6 / inputs) ** 0.5 / W0
-        nn.init.uniform_(dense.weight, -bound, bound)
-        layers += [dense, SINES[name](W0)] if layer < DEPTH else [dense]
-        inputs = WIDTH
-    return nn.Sequential(*layers)
+    config = {"name": name, "width": WIDTH, "depth": DEPTH, "w0": W0}
+    field = make_field(config, axes=2, channels=channels, rows=0)
+    bound = (6 / WIDTH) ** 0.5 / W0  # as of the layers before
+    nn.init.uniform_(field[-1].weight, -bound, bound)
+    return field
 
 
 def theirs(name: str, values: np.ndarray) -> np.ndarray:
@@ -103,7 +100,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     for name in _FIELDS.value:
-        look_up(SINES, "field", name, ConfigError)
+        look_up(SCHEDULES, "field", name, ConfigError)
     for name in _PICTURES.value:
         look_up(PICTURES, "picture", name, ConfigError)
     out, console, records = Path(_OUT.value), Console(), []

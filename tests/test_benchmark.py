@@ -95,7 +95,7 @@ def test_their_fields_are_of_the_same_size_as_ours():
     from nfcl_jax.params import num_parameters
 
     constants = {"width": photographs.WIDTH, "depth": photographs.DEPTH, "w0": photographs.W0}
-    for name in photographs.SINES:
+    for name in photographs.SCHEDULES:
         theirs = photographs.their_field(name, channels=3)
         field = create_field({"name": name, **constants}, 3, 1)
         ours = num_parameters(init_params(field, jax.random.key(0), axes=2))
