@@ -13,19 +13,15 @@ def get_config():
         words += [
             f"{field}:muon_rate={own.muon_rate}",
             *(f"{field}:{name}={value}" for name, value in COORDINATES.items()),
-            f"domain*-{field}-*:later_factor={own.later_factor}",
+            f"{field}:later_factor={own.later_factor}",
             f"domain*-{field}-*:field.time_scale={own.time_scale}",
         ]
     for strategy in ("distillation", "joint"):  # joint training is then its mark
         words.append(f"domain*-diner-{strategy}-*:{strategy}.weight={DINER_WEIGHT}")
         for field, own in RECIPES.items():
-            weight, (first, ramp) = own.mask_weight, own.mask_rise
-            if strategy == "distillation" and first:
-                weight = first
-                words.append(f"signal*-{field}-{strategy}-*:{strategy}.ramp={ramp}")
             words += [
                 f"domain*-{field}-{strategy}-*:{strategy}.weight={own.weight}",
-                f"signal*-{field}-{strategy}-*:{strategy}.weight={weight}",
+                f"signal*-{field}-{strategy}-*:{strategy}.weight={own.mask_weight}",
             ]
     config.overrides = ",".join(words)
     return config

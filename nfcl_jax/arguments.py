@@ -25,6 +25,7 @@ class Static(NamedTuple):
       strategy: the empty one in the first task.
       learning_rate: of Adam.
       muon_rate: of Muon, for the layers' matrices; 0 leaves them to Adam.
+      output_rate: of Adam for the output layer; None treats it as the others.
       keep_optimiser: whether its moments go on from one task to the next.
       warmup_steps: in which the rate grows to its value, from the start of the task on.
       schedule: of the rate after that, one of `config.SCHEDULES`.
@@ -45,6 +46,7 @@ class Static(NamedTuple):
     strategy: Strategy
     learning_rate: float
     muon_rate: float
+    output_rate: float | None
     keep_optimiser: bool
     warmup_steps: int
     schedule: str

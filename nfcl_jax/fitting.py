@@ -36,7 +36,8 @@ class Recipe(NamedTuple):
       strategy: used from the second task on.
       learning_rate: of Adam.
       muon_rate: of Muon, for the layers' matrices; 0 leaves them to Adam.
-      later_factor: what both are multiplied by in a task that teaches no new output.
+      later_factor: what both are multiplied by in a later task that teaches no new image. Where it
+        teaches a new mask, the output layer is Adam's, at the whole rate.
       keep_optimiser: whether its moments go on from one task to the next.
       warmup_steps: of each task, in which the rate grows to its value.
       schedule: of the rate after that, one of `config.SCHEDULES`.
@@ -102,7 +103,9 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
     *before, new = task.tasks
     recipe, largest = task.recipe, max(scan.num_voxels for scan in task.batch)
     strategy = recipe.strategy if before else FINETUNE
-    factor = recipe.later_factor if before and heads_of([new]) <= heads_of(before) else 1.0
+    fresh = heads_of([new]) - heads_of(before)
+    later = bool(before) and all(head.kind == "mask" for head in fresh)
+    factor = recipe.later_factor if later else 1.0
     previous, earlier = (
         merge_lessons(tasks) if strategy.acts else () for tasks in (before[-1:], before)
     )
@@ -112,6 +115,7 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
         strategy=strategy,
         learning_rate=recipe.learning_rate * factor,
         muon_rate=recipe.muon_rate * factor,
+        output_rate=recipe.learning_rate if later and fresh else None,
         keep_optimiser=recipe.keep_optimiser,
         warmup_steps=recipe.warmup_steps,
         schedule=recipe.schedule,

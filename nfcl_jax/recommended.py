@@ -10,12 +10,10 @@ class Recipe(NamedTuple):
 
     Attributes:
       muon_rate: in the first task.
-      later_factor: what it and Adam's rate are multiplied by in a task without new outputs.
+      later_factor: what it and Adam's rate are multiplied by in a later task without a new image.
       time_scale: of the frames.
       weight: of distillation while frames are learned.
       mask_weight: and while a mask is.
-      mask_rise: or rather, of distillation in the paper's scenario, its weight in the first step,
-        and by how much that is multiplied until the last (`distillation.ramp`).
     """
 
     muon_rate: float
@@ -23,12 +21,11 @@ class Recipe(NamedTuple):
     time_scale: float
     weight: int
     mask_weight: int
-    mask_rise: tuple[int, int] = (0, 1)
 
 
 RECIPES = {
     "pe_relu": Recipe(2e-2, 0.5, 1.0, 4, 200),
-    "siren": Recipe(3.5e-3, 0.22, 0.1, 7, 2000, (200, 50)),
+    "siren": Recipe(3.5e-3, 0.22, 0.1, 7, 2000),
     "finer": Recipe(5e-3, 0.13, 0.1, 10, 2000),
 }
 DINER_WEIGHT, DINER_MASK_WEIGHT = 4, 10

@@ -10,6 +10,9 @@ from nfcl_jax.config import SCHEDULES, check_config, make_config
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fitting import BatchTask, task_arguments
 from nfcl_jax.optimiser import optimiser
+from nfcl_jax.scenarios import image_head, teach
+
+TWO_IMAGES = (*FRAMES[:1], teach("another image", image_head(1.0, "T2", channel=1), [0]))
 
 
 def rates(**changes):
@@ -36,16 +39,45 @@ def test_a_rate_grows_and_then_stays_or_falls(warmup, schedule):
     np.testing.assert_allclose(own, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("tasks", "expected"), [(FRAMES[:2], 0.25e-3), (IMAGE_AND_MASK, 1e-3)])
-def test_tasks_without_new_outputs_may_have_lower_rates(tasks, expected):
-    """Adam's first step of the second task is by so much shorter."""
-    for factor, length in ((1.0, 1e-3), (0.25, expected)):
-        scan = make_scan("patient0", (7, 8, 2), 4 if tasks != IMAGE_AND_MASK else 1)
-        first, second = (
-            params_of(r)[scan.name]["params"]["hidden_0"]["bias"]
-            for r in train([scan], tasks, recipe(num_steps=1, later_factor=factor))
-        )
-        assert float(jnp.abs(first - second).max()) == pytest.approx(length, rel=1e-2)
+def first_update(tasks, **changes):
+    """Of the last of the tasks' first step, by a gradient of small and large numbers."""
+    task = BatchTask([make_scan("patient0", (7, 8, 2))], 1, tasks, recipe(**changes), None)
+    shapes = {"hidden_0": (4, 6), "output": (6, 5)}
+    params = {
+        "params": {
+            name: {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1])}
+            for name, shape in shapes.items()
+        }
+    }
+    gradient = jax.tree.map(lambda leaf: 0.1 + jnp.arange(leaf.size).reshape(leaf.shape), params)
+    change = optimiser(task_arguments(task)[0])
+    return change.update(gradient, change.init(params), params)[0]["params"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "hidden", "output"),
+    [(FRAMES[:2], 0.25, 0.25), (IMAGE_AND_MASK, 0.25, 1), (TWO_IMAGES, 1, 1)],
+)
+@pytest.mark.parametrize("muon_rate", [0.0, 0.02])
+def test_rates_of_later_tasks_but_a_new_images_and_the_outputs_of_a_mask_may_be_lower(
+    tasks, hidden, output, muon_rate
+):
+    """Than those of the same task if they were not lower."""
+    whole, own = (
+        first_update(tasks, later_factor=factor, muon_rate=muon_rate) for factor in (1.0, 0.25)
+    )
+    for layer, factor in (("hidden_0", hidden), ("output", output)):
+        for name in ("kernel", "bias"):
+            np.testing.assert_allclose(own[layer][name], factor * whole[layer][name], rtol=1e-4)
+
+
+@pytest.mark.parametrize("tasks", [FRAMES[:1], FRAMES[:2], IMAGE_AND_MASK, TWO_IMAGES])
+def test_the_outputs_of_a_new_mask_are_adams_beside_muon(tasks):
+    """Adam's first step is as long for every number, Muon's is not."""
+    update = first_update(tasks, muon_rate=0.02)
+    spread = {name: np.ptp(layer["kernel"]) for name, layer in update.items()}
+    assert spread["hidden_0"] > 1e-3
+    assert (spread["output"] < 1e-6) == (tasks == IMAGE_AND_MASK)
 
 
 def test_every_task_has_the_schedule_anew():
