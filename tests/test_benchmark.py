@@ -102,6 +102,16 @@ def test_their_fields_are_of_the_same_size_as_ours():
         assert sum(own.numel() for own in theirs.parameters()) == ours
 
 
+def test_the_times_to_quality_on_the_page_are_the_benchmarks():
+    names = {"domain_expansion": "four frames", "signal_expansion": "image and mask"}
+    page = (REPOSITORY / "docs/performance.md").read_text()
+    rows = (REPOSITORY / "docs/performance/quality.md").read_text().splitlines()[4:]
+    assert len(rows) == 6
+    for row in rows:
+        scenario, field, _, theirs, ours, steps, times, *_ = row.strip("| ").split(" | ")
+        assert f"| {names[scenario]}, {field} | {theirs} | {ours} | {steps} | {times} |" in page
+
+
 def test_time_to_quality_is_of_the_first_number_of_steps_that_is_enough():
     pytest.importorskip("torch")
     from benchmarks import quality
