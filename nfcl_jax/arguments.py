@@ -26,7 +26,7 @@ class Static(NamedTuple):
       learning_rate: of Adam.
       muon_rate: of Muon, for the layers' matrices; 0 leaves them to Adam.
       output_rate: of Adam for the output layer; None treats it as the others.
-      keep_optimiser: whether its moments go on from one task to the next.
+      keep_optimiser: whether Adam's moments go on from one task to the next.
       warmup_steps: in which the rate grows to its value, from the start of the task on.
       schedule: of the rate after that, one of `config.SCHEDULES`.
       num_steps: of the task.

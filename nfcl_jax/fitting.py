@@ -37,7 +37,7 @@ class Recipe(NamedTuple):
       learning_rate: of Adam.
       muon_rate: of Muon, for the layers' matrices; 0 leaves them to Adam.
       later_factor: what both are multiplied by in a later task that teaches no new image. Where it
-        teaches a new mask, the output layer is Adam's, at the whole rate.
+        teaches a new mask, the output layer always is Adam's, at the whole rate.
       keep_optimiser: whether its moments go on from one task to the next.
       warmup_steps: of each task, in which the rate grows to its value.
       schedule: of the rate after that, one of `config.SCHEDULES`.
@@ -106,6 +106,7 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
     fresh = heads_of([new]) - heads_of(before)
     later = bool(before) and all(head.kind == "mask" for head in fresh)
     factor = recipe.later_factor if later else 1.0
+    own_output = later and fresh and (recipe.muon_rate or factor != 1)
     previous, earlier = (
         merge_lessons(tasks) if strategy.acts else () for tasks in (before[-1:], before)
     )
@@ -115,7 +116,7 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
         strategy=strategy,
         learning_rate=recipe.learning_rate * factor,
         muon_rate=recipe.muon_rate * factor,
-        output_rate=recipe.learning_rate if later and fresh else None,
+        output_rate=recipe.learning_rate if own_output else None,
         keep_optimiser=recipe.keep_optimiser,
         warmup_steps=recipe.warmup_steps,
         schedule=recipe.schedule,

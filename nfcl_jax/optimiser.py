@@ -17,8 +17,8 @@ def optimiser(static: Static) -> optax.GradientTransformation:
     matrix to the gradient's running mean, times its rate and, for a layer of n inputs and more
     outputs m, the root of m / n.
 
-    With an `output_rate` the output layer is Adam's, and has that rate. New classes are so read
-    from what the other layers have: Muon moves old outputs as much as new ones.
+    With an `output_rate` the output layer is Adam's, and has that rate. So new classes are read
+    from features that change little: Muon would move old outputs as much as new ones.
 
     During the warm-up of w steps a rate is r (i + 1) / w in step i. Then, with the part
     p = (i - w) / (num_steps - w) of the other steps done, it is r; if it falls as a cosine

@@ -9,7 +9,7 @@ class Recipe(NamedTuple):
     """Of a field that takes coordinates.
 
     Attributes:
-      muon_rate: in the first task.
+      muon_rate: where an image is new.
       later_factor: what it and Adam's rate are multiplied by in a later task without a new image.
       time_scale: of the frames.
       weight: of distillation while frames are learned.

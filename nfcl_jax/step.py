@@ -74,7 +74,7 @@ def start_task(
 def fit_steps(
     static: Static, state: TrainState, own: ScanAndMemory, steps: Steps
 ) -> tuple[TrainState, Losses]:
-    """Steps of Adam on one task; at most `static.steps_per_chunk` of them.
+    """Steps of the optimiser on one task; at most `static.steps_per_chunk` of them.
 
     Each minimises the fitting loss plus what the strategy adds.
     """

@@ -23,13 +23,18 @@ class PowerError(Exception):
         pytest.param(distilled("siren"), IMAGE_AND_MASK, marks=pytest.mark.slow),
         (recipe("diner", ewc()), FRAMES[:2]),
         pytest.param(
-            distilled("siren", keep_optimiser=True, warmup_steps=5),
+            distilled("siren", keep_optimiser=True, warmup_steps=5, later_factor=0.5),
             IMAGE_AND_MASK,
             marks=pytest.mark.slow,
         ),
         pytest.param(recipe("siren", ewc()), IMAGE_AND_MASK, marks=pytest.mark.slow),
+        pytest.param(
+            distilled("siren", muon_rate=0.01, later_factor=0.5),
+            IMAGE_AND_MASK,
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["diner", "siren-signal", "diner-ewc", "kept", "siren-ewc-signal"],
+    ids=["diner", "siren-signal", "diner-ewc", "kept", "siren-ewc-signal", "muon"],
 )
 def test_a_task_goes_on_from_any_chunk_to_the_same_bits(how, tasks, monkeypatch, tmp_path):
     """Stopped at each place in turn where it can be, through the files on disk."""
