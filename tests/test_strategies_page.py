@@ -1,14 +1,20 @@
 """docs/strategies.md: its numbers are those of the runs that are kept beside it."""
 
 import json
+import runpy
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import pytest
 from conftest import REPOSITORY
 
+from experiments.launch.grid import make_cells
+from nfcl_jax.config import read_config
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.report.statistics import gap_closed
 from nfcl_jax.report.tables import markdown
+from nfcl_jax.scenarios import SCENARIOS
 
 PATIENTS = ["patient001", "patient061"]
 OTHERS = ["patient002", "patient003", "patient022", "patient042", "patient090"]
@@ -218,3 +224,24 @@ def table_of_costs():
 
 def test_the_table_of_costs_is_that_of_the_benchmark():
     assert table_of_costs() in (REPOSITORY / "docs/strategies.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("run", "recipe"),
+    [
+        ("paper", "paper"),
+        ("recommended", "recommended"),
+        ("unseen", "recommended"),
+        ("long", "long"),
+    ],
+)
+@patch.dict(SCENARIOS)  # configs/long.py has more
+def test_the_runs_behind_the_page_are_those_of_its_commands_today(run, recipe, tmp_path):
+    config = runpy.run_path(str(REPOSITORY / f"configs/{recipe}.py"))["get_config"]().to_dict()
+    config["strategies"] = "finetune,distillation,joint"
+    today = {cell.name: cell.config for cell in make_cells(config, tmp_path)}
+    folders = sorted((REPOSITORY / f"docs/reproduction/{run}/cells").iterdir())
+    assert folders
+    for folder in folders:
+        stored, own = read_config(folder / "config.json"), today[folder.name]
+        assert stored | {"data": own["data"]} == own, folder.name
