@@ -138,7 +138,9 @@ def test_the_scores_of_the_reproduction_are_those_of_its_tables():
     assert len(scores) > 10 and set(scores) <= known, set(scores) - known
 
 
-@pytest.mark.parametrize("name", ["paper", "whole", "recommended", "unseen", "strategies"])
+@pytest.mark.parametrize(
+    "name", ["paper", "whole", "recommended", "whole_recommended", "unseen", "strategies"]
+)
 def test_the_tables_of_the_reproduction_are_those_of_its_runs(tmp_path, name, without_figures):
     """Of what runs left but for their checkpoints."""
     shutil.copytree(REPRODUCTION / name / "cells", tmp_path / "cells")

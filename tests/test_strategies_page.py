@@ -18,7 +18,9 @@ from nfcl_jax.scenarios import SCENARIOS
 
 PATIENTS = ["patient001", "patient061"]
 OTHERS = ["patient002", "patient003", "patient022", "patient042", "patient090"]
-RUNS = {"paper": "paper's", "recommended": "recommended", "unseen": "recommended"}
+WHOLE = ["patient001", "patient002", "patient003"]
+RUNS = {"paper": "paper's", "whole": "paper's"}
+RUNS |= dict.fromkeys(("recommended", "unseen", "whole_recommended"), "recommended")
 
 
 # The rows of the table of strategies: in which folder of runs, and the rest of a cell's name.
@@ -84,6 +86,16 @@ def test_the_tables_of_other_patients_are_those_of_their_runs():
     page = (REPOSITORY / "docs/strategies.md").read_text()
     for table in tables("unseen", OTHERS).split("\n\n"):
         assert table in page
+
+
+def table_of_whole_frames():
+    runs = ("whole", "whole_recommended")
+    rows = [row_of(run, "signal_expansion", "siren", WHOLE) for run in runs]
+    return markdown(pd.DataFrame(rows))
+
+
+def test_the_table_of_whole_frames_is_that_of_its_runs():
+    assert table_of_whole_frames() in (REPOSITORY / "docs/strategies.md").read_text()
 
 
 def table_of_gaps(scenario, last):
@@ -232,6 +244,7 @@ def test_the_table_of_costs_is_that_of_the_benchmark():
         ("paper", "paper"),
         ("recommended", "recommended"),
         ("unseen", "recommended"),
+        ("whole_recommended", "recommended"),
         ("long", "long"),
     ],
 )
