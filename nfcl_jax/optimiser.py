@@ -51,9 +51,9 @@ def optimiser(static: Static) -> optax.GradientTransformation:
             )
         )
     else:  # flat, as optax.adam is: moments are kept from task to task
-        adam, rate = optax.scale_by_adam(), scheduled(static.learning_rate)
-        parts += [adam, optax.scale_by_learning_rate(rate)]
-    if own_output and static.output_rate != static.learning_rate:
+        rate = scheduled(static.learning_rate)
+        parts += [optax.scale_by_adam(), optax.scale_by_learning_rate(rate)]
+    if own_output:
         parts.append(_scale_output(static.output_rate / static.learning_rate))
     return optax.chain(*parts)
 
