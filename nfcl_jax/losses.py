@@ -60,15 +60,27 @@ def weighted_mean(
     values: Float[Array, " points"], weights: Float[Array, " points"], padded: bool = False
 ) -> Float[Array, ""]:
     """Mean of `values` over the points of weight 1; 0 where all have weight 0. Where points of
-    weight 0 may follow, they are `padded`: summed up block by block, so that how many follow
-    changes no bit."""
+    weight 0 may follow, they are `padded`: on a CPU how many follow changes no bit."""
     weighted = values * weights
-    if padded:
-        blocks = jnp.pad(weighted, (0, -len(weighted) % BLOCK)).reshape(-1, BLOCK).sum(axis=1)
-        total = jax.lax.fori_loop(0, len(blocks), lambda i, sum: sum + blocks[i], jnp.zeros(()))
-    else:
-        total = jnp.sum(weighted)
+    total = _sum_of_padded(weighted) if padded else jnp.sum(weighted)
     return total / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+@jax.custom_jvp
+def _sum_of_padded(values: Float[Array, " points"]) -> Float[Array, ""]:
+    """The sum, of blocks in turn on a CPU. An accelerator, where no sum has an order, is spared the
+    loop: its few numbers would take longer than all else in a step."""
+
+    def of_blocks(values):
+        blocks = jnp.pad(values, (0, -len(values) % BLOCK)).reshape(-1, BLOCK).sum(axis=1)
+        return jax.lax.fori_loop(0, len(blocks), lambda i, sum: sum + blocks[i], jnp.zeros(()))
+
+    return jax.lax.platform_dependent(values, cpu=of_blocks, default=jnp.sum)
+
+
+@_sum_of_padded.defjvp
+def _sum_of_padded_jvp(primals, tangents):
+    return _sum_of_padded(*primals), jnp.sum(*tangents)  # so that no loop goes back
 
 
 def _check_shapes(outputs, targets):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import (
@@ -22,9 +23,11 @@ from small import (
 )
 
 from nfcl_jax import batching
+from nfcl_jax.arguments import Steps
 from nfcl_jax.batching import compile_for, device_mesh, make_batches
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.padded import padded_size
+from nfcl_jax.plan import call_of
 from nfcl_jax.strategies.distillation import distillation
 from nfcl_jax.strategies.ewc import ewc
 from nfcl_jax.strategies.mas import mas
@@ -85,6 +88,17 @@ def test_one_step_at_once_as_on_accelerators_is_one_in_turn_up_to_rounding(
         for x, y in zip(jax.tree.leaves(a.learned), jax.tree.leaves(b.learned), strict=True):
             assert np.mean(np.abs(np.asarray(x) - y) > 2e-6) < 0.02
     assert_same_results(in_turn, together, {scan.patient for scan in scans}, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scenario", TASKS)
+def test_a_step_on_a_gpu_has_no_loop_in_it(scenario):
+    """Each of its turns would be several kernels that take longer to launch than to run."""
+    tasks, mesh = TASKS[scenario], device_mesh(jax.devices()[:1])
+    call = call_of(scans_for(tasks)[0], 2, tasks, distilled("diner", batch_size=0), mesh)
+    steps = Steps(call.arrays, jnp.int32(0), jnp.int32(1))
+    traced = compile_for(mesh, True).fit_steps.trace(call.static, call.state, call.own, steps)
+    assert call.static.asks_curve
+    assert traced.lower(lowering_platforms=("cuda",)).as_text().count("stablehlo.while") == 1
 
 
 @pytest.mark.slow
