@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -189,11 +190,10 @@ def fit_batch(
         moments = {MOMENTS: state.opt_state[0]._asdict()}
         state = state._replace(strategy=state.strategy | moments)
     ends = _snapshot(task.batch, num_steps, state, chunks, shares)
-    outputs = zip(task.batch, np.asarray(rendered), np.asarray(errors), strict=False)
-    return {
-        scan.name: _finished(task, scan, ends[scan.name], flat, float(curve_error))
-        for scan, flat, curve_error in outputs
-    }
+    outputs = np.asarray(rendered), np.asarray(errors)
+    with ThreadPoolExecutor() as pool:  # the scores of many take long beside an accelerator
+        done = pool.map(functools.partial(_finished, task), task.batch, ends.values(), *outputs)
+        return dict(zip(ends, done, strict=True))
 
 
 def start_batch(
@@ -215,7 +215,7 @@ def start_batch(
 
 
 def _finished(
-    task: BatchTask, scan: Scan, end: Partial, flat: np.ndarray, curve_error: float
+    task: BatchTask, scan: Scan, end: Partial, flat: np.ndarray, curve_error: np.floating
 ) -> Partial:
     """What a scan has at the end of a task, scored and without its padding. `flat` are the outputs
     at its flat indices."""
@@ -245,7 +245,7 @@ def _finished(
         first_bad_step=int(bad[0]) + 1 if bad.size else 0,
         penalty_share=share.loss if share else 0.0,
         penalty_gradient_share=share.gradient if share else 0.0,
-        curve_error=curve_error,
+        curve_error=float(curve_error),
     )
     own = task.resized(end.learned, scan.num_frames * scan.num_voxels)
     return end._replace(learned=own, optimiser=[], scores=scores, fits=[fit])
