@@ -57,10 +57,12 @@ SCALING_POINTS = 4096  # of a draw; the scaling is that of distillation in domai
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if _COMPARE.value and jax.default_backend() != "cpu":
-        raise ConfigError(f"--compare=torch is for CPUs; JAX runs on {jax.default_backend()}.")
-    if _COMPARE.value and importlib.util.find_spec("torch") is None:
-        raise ConfigError("--compare=torch needs PyTorch: pip install -e '.[benchmark]'")
+    if _COMPARE.value:
+        if importlib.util.find_spec("torch") is None:
+            raise ConfigError("--compare=torch needs PyTorch: pip install -e '.[benchmark]'")
+        from benchmarks import torch_loop
+
+        torch_loop.like_jax(_PRECISION.value)
     groups = plan()
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,8 @@ def time_group(cases: Sequence[Case], scan: Scan) -> list[Timing]:
         runs[case, "jax"], used = steps.our_steps(case, copies, _PER_BATCH.value)
         megabytes[case] = used / 1e6
         products = steps.points_asked(case), steps.layer_sizes(case, config)
-        runs[case, "matmul"] = steps.matmul_steps(*products, case.field == "diner")
+        together = steps.patients_at_once(case)
+        runs[case, "matmul"] = steps.matmul_steps(*products, case.field == "diner", together)
         if _COMPARE.value == "torch" and len(cases) == 1:
             for how in ("eager", "compiled"):
                 runs[case, how] = steps.torch_steps(case, scan, how == "compiled")

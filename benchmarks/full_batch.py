@@ -91,6 +91,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     out, console = Path(_OUT.value), Console()
     out.mkdir(parents=True, exist_ok=True)
+    if _TORCH.value:
+        from benchmarks import torch_loop
+
+        torch_loop.like_jax()
     of, records = machine(with_torch=_TORCH.value), []
     for name in CASES:
         with console.status(name):

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from nfcl_jax.arguments import ScanAndMemory, Steps
-from nfcl_jax.batching import CPU_OPTIONS, compile_for, device_mesh, known_options, make_batches
+from nfcl_jax.batching import (
+    CPU_OPTIONS,
+    compile_for,
+    device_mesh,
+    fits_at_once,
+    known_options,
+    make_batches,
+)
 from nfcl_jax.config import make_config
 from nfcl_jax.fields import FIELDS, create_field, init_params
 from nfcl_jax.fitting import (
@@ -69,6 +76,11 @@ def points_asked(case: Case) -> int:
     return int(case.points * (strategy.cost if case.task > 1 else 1))
 
 
+def patients_at_once(case: Case) -> int:
+    """How many patients one step of the program is for."""
+    return case.patients if fits_at_once(jax.devices()[0]) else 1
+
+
 def flops(case: Case, sizes: list[tuple[int, int]]) -> int:
     """Of a step's matrix products."""
     return points_asked(case) * flops_of_a_point(sizes, FIELDS[case.field].on_grid)
@@ -115,9 +127,12 @@ def our_steps(
     return run, taken + memory_of.output_size_in_bytes - memory_of.alias_size_in_bytes
 
 
-def matmul_steps(points: int, sizes: list[tuple[int, int]], towards_coords: bool) -> Run:
-    """The matrix products of a step and nothing else: forward, towards the weights, and towards
-    the inputs. Each depends on the one before, as in a step, and is compiled as there."""
+def matmul_steps(
+    points: int, sizes: list[tuple[int, int]], towards_coords: bool, patients: int = 1
+) -> Run:
+    """The matrix products of a step of so many patients at once and nothing else: forward, towards
+    the weights, and towards the inputs. Each depends on the one before, as in a step, and is
+    compiled as there."""
     options = known_options(CPU_OPTIONS) if jax.default_backend() == "cpu" else None
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
@@ -135,11 +150,12 @@ def matmul_steps(points: int, sizes: list[tuple[int, int]], towards_coords: bool
             weights = [w + 1e-12 * u for w, u in zip(weights, updates, strict=True)]
             return weights, x
 
-        return jax.lax.fori_loop(0, steps, step, carry)
+        of_all = jax.vmap(step, in_axes=(None, 0)) if patients > 1 else step
+        return jax.lax.fori_loop(0, steps, of_all, carry)
 
-    key = jax.random.key(0)
-    weights = [jax.random.normal(key, size) / size[0] ** 0.5 for size in sizes]
-    carry = [(weights, jax.random.normal(key, (points, sizes[0][0])))]
+    key, many = jax.random.key(0), (patients,) if patients > 1 else ()
+    weights = [jax.random.normal(key, (*many, *size)) / size[0] ** 0.5 for size in sizes]
+    carry = [(weights, jax.random.normal(key, (*many, points, sizes[0][0])))]
 
     def run(steps):
         carry[0] = jax.block_until_ready(products(carry[0], steps))
@@ -187,5 +203,6 @@ def torch_steps(case: Case, scan: Scan, compiled: bool) -> Run:
     def run(steps):
         for _ in range(steps):
             step()
+        torch_loop.wait()
 
     return run

@@ -43,6 +43,7 @@ class Timing(NamedTuple):
 def timing_of(case, times, megabytes: float) -> Timing:
     """The record of a case whose steps, and whose rivals', took so many seconds in each round."""
     ours = [seconds / case.patients for seconds in times[case, "jax"]]
+    products = [seconds / steps.patients_at_once(case) for seconds in times[case, "matmul"]]
     median = statistics.median(ours)
     config = steps.config_of(case)
     timing = Timing(
@@ -50,7 +51,7 @@ def timing_of(case, times, megabytes: float) -> Timing:
         ms_per_step_per_patient=1e3 * median,
         million_points_per_second=1e-6 * steps.points_asked(case) / median,
         gflops=1e-9 * steps.flops(case, steps.layer_sizes(case, config)) / median,
-        fraction_of_matmul=steps.median_ratio(ours, times[case, "matmul"]),
+        fraction_of_matmul=steps.median_ratio(ours, products),
         megabytes=megabytes,
     )
     if (case, "eager") not in times:

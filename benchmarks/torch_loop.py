@@ -3,20 +3,46 @@ losses, points and optimiser, in the loop that one would write there.
 
 The teacher is asked in every step, in one pass without gradients; student and teacher are otherwise
 asked as sparingly as here: the new points and the rehearsed ones, if they are others, go through
-the student together.
+the student together. What is made here is on torch's default device; `like_jax` chooses it.
 """
 
 import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from nfcl_jax.errors import ConfigError
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import NUM_CLASSES, num_channels, num_frames, tasks_of
+
+
+def like_jax(precision: str = "float32") -> None:
+    """Has PyTorch make everything on the kind of device that JAX runs on, and multiply matrices at
+    the precision of that name, one of `config.MATMUL_PRECISIONS`.
+
+    Raises:
+      ConfigError: if JAX runs on a device that PyTorch does not have.
+    """
+    device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
+    if device is None or (device == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(
+            f"JAX runs on {jax.default_backend()}, which PyTorch does not have here; install one "
+            "that has it, or set JAX_PLATFORMS=cpu."
+        )
+    torch.set_default_device(device)
+    levels = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
+    torch.set_float32_matmul_precision(levels[precision])
+
+
+def wait() -> None:
+    """Until all steps are done."""
+    if torch.get_default_device().type == "cuda":
+        torch.cuda.synchronize()
 
 
 class Encoding(nn.Module):
@@ -175,7 +201,7 @@ def frozen(field: nn.Module) -> nn.Module:
 @torch.no_grad()
 def render(field: nn.Module, inputs: torch.Tensor) -> np.ndarray:
     """What the field answers at every voxel, asked in blocks."""
-    return torch.cat([field(block) for block in inputs.split(8192)]).numpy()
+    return torch.cat([field(block) for block in inputs.split(8192)]).cpu().numpy()
 
 
 def field_for(scan: Scan, config: dict) -> nn.Module:
@@ -197,7 +223,7 @@ def task_step(
         values = np.eye(NUM_CLASSES, dtype=np.float32)[scan.labels.ravel()]
     data = TaskData(
         voxel_inputs(config["field"]["name"], scan.shape),
-        torch.from_numpy(values),
+        torch.tensor(values),
         (tasks[-1].frames[0] * voxels, num_frames(tasks) * voxels),
         (0, num_frames(tasks[:-1]) * voxels),
     )
