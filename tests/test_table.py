@@ -112,11 +112,13 @@ def test_all_faults_are_named_at_once(tmp_path):
         (b"", "missing in the first line: patient, task, image; columns are"),
         (b"patient,task,image\n", "no rows"),
         (b"patient,task\np,1\n", "missing in the first line: image"),
+        (None, "scans.csv: missing; a table with columns of patient, task, image"),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path, contents, message):
     path = tmp_path / "scans.csv"
-    path.write_bytes(contents)
+    if contents is not None:
+        path.write_bytes(contents)
     with pytest.raises(DataError, match=message):
         read_table(path)
     with pytest.raises(DataError, match="missing"):

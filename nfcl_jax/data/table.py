@@ -109,6 +109,9 @@ def read_table(path: Path) -> list[Row]:
 
 def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
     """The names of the columns, the numbers and cells of the lines, and what separates them."""
+    if not path.exists():
+        columns = ", ".join(COLUMNS)
+        raise DataError(f"{path}: missing; a table with columns of {columns} would be right.")
     check_file(path)
     text = _text(path)
     first, _, _ = text.lstrip().partition("\n")

@@ -155,8 +155,7 @@ def _figures(
         else:
             yield (
                 f"{name}_first_and_last",
-                f"{what}, after the {last.name} was learned: what is left of the {first.name}, and "
-                f"how good the {last.name} is.",
+                f"{what}, after the last task: the {first.name} beside the {last.name}.",
                 figures.first_and_last(scores, name),
             )
     for scenario in SCENARIOS.values():
