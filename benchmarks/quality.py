@@ -59,6 +59,7 @@ def cell_of(recipe: Any, scenario: str, field: str, **changes: Any) -> dict[str,
 
 def by_torch(scan: Scan, config: dict[str, Any]) -> tuple[float, list[float]]:
     """Seconds, and the first metric of every task at the end."""
+    torch.manual_seed(config["seed"])
     started, tasks = time.perf_counter(), tasks_of(config)
     for number, field in enumerate(learn(scan, config, False, None), start=1):
         seen = num_frames(tasks[:number])

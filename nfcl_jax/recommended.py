@@ -11,6 +11,7 @@ class Recipe(NamedTuple):
     Attributes:
       muon_rate: where an image is new.
       later_factor: what it and Adam's rate are multiplied by in a later task without a new image.
+      mask_later_factor: the same where masks alone come later, as in signal expansion.
       time_scale: of the frames.
       weight: of distillation while frames are learned.
       mask_weight: and while a mask is.
@@ -18,15 +19,16 @@ class Recipe(NamedTuple):
 
     muon_rate: float
     later_factor: float
+    mask_later_factor: float
     time_scale: float
     weight: int
     mask_weight: int
 
 
 RECIPES = {
-    "pe_relu": Recipe(2e-2, 0.5, 1.0, 4, 200),
-    "siren": Recipe(3.5e-3, 0.22, 0.1, 7, 2000),
-    "finer": Recipe(5e-3, 0.13, 0.1, 10, 2000),
+    "pe_relu": Recipe(2e-2, 0.5, 1.0, 1.0, 4, 100),
+    "siren": Recipe(3.5e-3, 0.22, 0.22, 0.1, 7, 2000),
+    "finer": Recipe(5e-3, 0.13, 0.3, 0.1, 10, 2000),
 }
 DINER_WEIGHT, DINER_MASK_WEIGHT = 4, 10
 SCHEDULE = {"schedule": "cosine", "warmup_steps": 50}
