@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
             raise ConfigError("--compare=torch needs PyTorch: pip install -e '.[benchmark]'")
         from benchmarks import torch_loop
 
-        torch_loop.like_jax(_PRECISION.value)
+        torch_loop.set_precision(_PRECISION.value)
     groups = plan()
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
@@ -117,20 +117,20 @@ def plan() -> list[list[Case]]:
 
 def time_group(cases: Sequence[Case], scan: Scan) -> list[Timing]:
     """Times the cases in turns, each beside its matrix products."""
-    runs, megabytes = {}, {}
+    runs, megabytes, at_once = {}, {}, {}
     for case in cases:
         config = steps.config_of(case)
         copies = [dataclasses.replace(scan, patient=f"{i:05d}") for i in range(case.patients)]
-        runs[case, "jax"], used = steps.our_steps(case, copies, _PER_BATCH.value)
+        runs[case, "jax"], used, together = steps.our_steps(case, copies, _PER_BATCH.value)
         megabytes[case] = used / 1e6
         products = steps.points_asked(case), steps.layer_sizes(case, config)
-        together = steps.patients_at_once(case)
         runs[case, "matmul"] = steps.matmul_steps(*products, case.field == "diner", together)
+        at_once[case] = together * jax.local_device_count()
         if _COMPARE.value == "torch" and len(cases) == 1:
             for how in ("eager", "compiled"):
                 runs[case, how] = steps.torch_steps(case, scan, how == "compiled")
     times = steps.interleave(runs, _ROUNDS.value, _SECONDS.value)
-    return [timing_of(case, times, megabytes[case]) for case in cases]
+    return [timing_of(case, times, megabytes[case], at_once[case]) for case in cases]
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def time_case(name: str, knots: list[int]) -> list[dict]:
     for count in knots:
         config = steps.config_of(case)
         config["field"]["knots"] = count
-        runs[count], used = steps.our_steps(case, [scan], None, config)
+        runs[count], used, _ = steps.our_steps(case, [scan], None, config)
         megabytes[count] = used / 1e6
         sizes = steps.layer_sizes(case, config)
         runs[count, "matmul"] = steps.matmul_steps(count, sizes, towards_coords=True)
@@ -91,10 +91,6 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     out, console = Path(_OUT.value), Console()
     out.mkdir(parents=True, exist_ok=True)
-    if _TORCH.value:
-        from benchmarks import torch_loop
-
-        torch_loop.like_jax()
     of, records = machine(with_torch=_TORCH.value), []
     for name in CASES:
         with console.status(name):

@@ -22,7 +22,7 @@ from absl import app, flags
 from rich.console import Console
 
 from benchmarks.tables import machine
-from benchmarks.torch_loop import like_jax, render, voxel_inputs
+from benchmarks.torch_loop import render, voxel_inputs
 from benchmarks.torch_paper import learn
 from configs import paper, recommended
 from experiments.launch.cli import launch
@@ -133,7 +133,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     jax.config.update("jax_enable_compilation_cache", False)
-    like_jax()
     out, console, records = Path(_OUT.value), Console(), []
     out.mkdir(parents=True, exist_ok=True)
     for scenario in _SCENARIOS.value:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from nfcl_jax.arguments import ScanAndMemory, Steps
 from nfcl_jax.batching import (
-    CPU_OPTIONS,
     compile_for,
+    compiler_options,
     device_mesh,
     fits_at_once,
     known_options,
@@ -76,11 +76,6 @@ def points_asked(case: Case) -> int:
     return int(case.points * (strategy.cost if case.task > 1 else 1))
 
 
-def patients_at_once(case: Case) -> int:
-    """How many patients one step of the program is for."""
-    return case.patients if fits_at_once(jax.devices()[0]) else 1
-
-
 def flops(case: Case, sizes: list[tuple[int, int]]) -> int:
     """Of a step's matrix products."""
     return points_asked(case) * flops_of_a_point(sizes, FIELDS[case.field].on_grid)
@@ -88,9 +83,9 @@ def flops(case: Case, sizes: list[tuple[int, int]]) -> int:
 
 def our_steps(
     case: Case, scans: Sequence[Scan], per_batch: int | None, config: dict[str, Any] | None = None
-) -> tuple[Run, int]:
+) -> tuple[Run, int, int]:
     """The steps of a run as `experiments.train` makes it, by another config than the case's if one
-    is given, and the bytes that they take."""
+    is given, the bytes that they take, and how many patients a device fits at once."""
     config = config or config_of(case)
     tasks, recipe = tasks_of(config), recipe_of(config)
     mesh = device_mesh()
@@ -124,7 +119,9 @@ def our_steps(
     lowered = programs.fit_steps.lower(static, states[-1], calls[-1][1], one)
     memory_of = lowered.compile().memory_analysis()
     taken = memory_of.argument_size_in_bytes + memory_of.temp_size_in_bytes
-    return run, taken + memory_of.output_size_in_bytes - memory_of.alias_size_in_bytes
+    taken += memory_of.output_size_in_bytes - memory_of.alias_size_in_bytes
+    together = count // mesh.devices.size if fits_at_once(mesh.devices.flat[0]) else 1
+    return run, taken, together
 
 
 def matmul_steps(
@@ -133,7 +130,7 @@ def matmul_steps(
     """The matrix products of a step of so many patients at once and nothing else: forward, towards
     the weights, and towards the inputs. Each depends on the one before, as in a step, and is
     compiled as there."""
-    options = known_options(CPU_OPTIONS) if jax.default_backend() == "cpu" else None
+    options = known_options(compiler_options(jax.default_backend())) or None
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
     def products(carry, steps):

@@ -40,10 +40,11 @@ class Timing(NamedTuple):
     speedup_over_torch: float | None = None
 
 
-def timing_of(case, times, megabytes: float) -> Timing:
-    """The record of a case whose steps, and whose rivals', took so many seconds in each round."""
+def timing_of(case, times, megabytes: float, at_once: int) -> Timing:
+    """The record of a case whose steps, and whose rivals', took so many seconds in each round; the
+    products are those of so many patients `at_once`."""
     ours = [seconds / case.patients for seconds in times[case, "jax"]]
-    products = [seconds / steps.patients_at_once(case) for seconds in times[case, "matmul"]]
+    products = [seconds / at_once for seconds in times[case, "matmul"]]
     median = statistics.median(ours)
     config = steps.config_of(case)
     timing = Timing(

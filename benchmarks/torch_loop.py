@@ -3,7 +3,7 @@ losses, points and optimiser, in the loop that one would write there.
 
 The teacher is asked in every step, in one pass without gradients; student and teacher are otherwise
 asked as sparingly as here: the new points and the rehearsed ones, if they are others, go through
-the student together. What is made here is on torch's default device; `like_jax` chooses it.
+the student together.
 """
 
 import copy
@@ -21,27 +21,31 @@ from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import NUM_CLASSES, num_channels, num_frames, tasks_of
 
 
-def like_jax(precision: str = "float32") -> None:
-    """Has PyTorch make everything on the kind of device that JAX runs on, and multiply matrices at
-    the precision of that name, one of `config.MATMUL_PRECISIONS`.
+def device() -> str:
+    """Where PyTorch works: on the kind of device that JAX runs on.
 
     Raises:
-      ConfigError: if JAX runs on a device that PyTorch does not have.
+      ConfigError: if PyTorch does not have it.
     """
-    device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
-    if device is None or (device == "cuda" and not torch.cuda.is_available()):
+    name = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
+    if name is None or (name == "cuda" and not torch.cuda.is_available()):
         raise ConfigError(
             f"JAX runs on {jax.default_backend()}, which PyTorch does not have here; install one "
             "that has it, or set JAX_PLATFORMS=cpu."
         )
-    torch.set_default_device(device)
-    levels = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
-    torch.set_float32_matmul_precision(levels[precision])
+    return name
+
+
+def set_precision(name: str) -> None:
+    """Of matrix products on a GPU, by its name in `config.MATMUL_PRECISIONS`; a CPU has one."""
+    if device() == "cuda":
+        levels = {"float32": "highest", "tensorfloat32": "high", "bfloat16": "medium"}
+        torch.set_float32_matmul_precision(levels[name])
 
 
 def wait() -> None:
     """Until all steps are done."""
-    if torch.get_default_device().type == "cuda":
+    if device() == "cuda":
         torch.cuda.synchronize()
 
 
@@ -170,7 +174,9 @@ def make_step(
         loss_of = torch.compile(loss_of)
 
     def draw(first, stop):
-        return torch.randint(first, stop, (batch_size,)) if batch_size else slice(first, stop)
+        if batch_size == 0:
+            return slice(first, stop)
+        return torch.randint(first, stop, (batch_size,), device=inputs.device)
 
     def step():
         index, rehearsed = draw(*new), None
@@ -201,13 +207,14 @@ def frozen(field: nn.Module) -> nn.Module:
 @torch.no_grad()
 def render(field: nn.Module, inputs: torch.Tensor) -> np.ndarray:
     """What the field answers at every voxel, asked in blocks."""
-    return torch.cat([field(block) for block in inputs.split(8192)]).cpu().numpy()
+    blocks = inputs.to(next(field.parameters()).device).split(8192)
+    return torch.cat([field(block) for block in blocks]).cpu().numpy()
 
 
 def field_for(scan: Scan, config: dict) -> nn.Module:
-    """A fresh field for all tasks of a scan."""
-    channels = num_channels(tasks_of(config))
-    return make_field(config["field"], len(scan.shape), channels, scan.intensities.size)
+    """A fresh field for all tasks of a scan, on `device()`."""
+    channels, rows = num_channels(tasks_of(config)), scan.intensities.size
+    return make_field(config["field"], len(scan.shape), channels, rows).to(device())
 
 
 def task_step(
@@ -222,8 +229,8 @@ def task_step(
     else:
         values = np.eye(NUM_CLASSES, dtype=np.float32)[scan.labels.ravel()]
     data = TaskData(
-        voxel_inputs(config["field"]["name"], scan.shape),
-        torch.tensor(values),
+        voxel_inputs(config["field"]["name"], scan.shape).to(device()),
+        torch.from_numpy(values).to(device()),
         (tasks[-1].frames[0] * voxels, num_frames(tasks) * voxels),
         (0, num_frames(tasks[:-1]) * voxels),
     )

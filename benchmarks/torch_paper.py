@@ -17,7 +17,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from torch import nn
 
-from benchmarks.torch_loop import field_for, frozen, like_jax, render, task_step, voxel_inputs
+from benchmarks.torch_loop import field_for, frozen, render, set_precision, task_step, voxel_inputs
 from experiments.launch.cli import launch
 from experiments.launch.grid import make_cells
 from nfcl_jax.errors import ConfigError
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
             "--config.strategies=finetune,distillation would be right."
         )
     out.mkdir(parents=True, exist_ok=True)
-    like_jax(config["matmul_precision"])
+    set_precision(config["matmul_precision"])
     scans = read_data(config, dict.fromkeys(cell.config["scenario"] for cell in cells), out).scans
     firsts = {}
     for cell in cells:

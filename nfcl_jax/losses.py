@@ -69,7 +69,7 @@ def weighted_mean(
 @jax.custom_jvp
 def _sum_of_padded(values: Float[Array, " points"]) -> Float[Array, ""]:
     """The sum, of blocks in turn on a CPU. An accelerator, where no sum has an order, is spared the
-    loop: its few numbers would take longer than all else in a step."""
+    loop, whose turns would take longer than all else in a step of one scan."""
 
     def of_blocks(values):
         blocks = jnp.pad(values, (0, -len(values) % BLOCK)).reshape(-1, BLOCK).sum(axis=1)

@@ -40,7 +40,7 @@ COORDINATES = {"learning_rate": 2e-3, "batch_size": 3456}  # fewer, to pay for w
 def recommended(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a table of scans with the recipe of its field, if there is one. Images and
     masks are learned in any order, so it is the masks' loss that is weighed, by the ratio of the
-    two weights."""
+    two weights, and later masks have the rates of later frames."""
     config = copy.deepcopy(dict(config)) | SCHEDULE
     own = RECIPES.get(config["field"]["name"])
     weight, mask_weight = DINER_WEIGHT, DINER_MASK_WEIGHT

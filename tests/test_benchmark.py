@@ -36,6 +36,18 @@ def test_flops_are_those_of_the_matrix_products(case, per_point):
     assert steps.flops(case, sizes) == 1000 * per_point
 
 
+@pytest.mark.parametrize("patients", [1, 2])
+def test_the_products_of_all_patients_run(patients):
+    steps.matmul_steps(8, [(3, 5), (5, 1)], towards_coords=False, patients=patients)(2)
+
+
+def test_the_fraction_of_the_products_rate_is_of_as_many_patients():
+    case = Case("siren", "finetune", "domain_expansion", 64, patients=4, task=2)
+    times = {(case, "jax"): [8.0], (case, "matmul"): [3.0]}
+    assert tables.timing_of(case, times, megabytes=1.0, at_once=4).fraction_of_matmul == 3 / 8
+    assert tables.timing_of(case, times, megabytes=1.0, at_once=2).fraction_of_matmul == 6 / 8
+
+
 def test_all_take_their_turns_in_every_round():
     turns = []
     runs = {name: lambda steps, name=name: turns.append((name, steps)) for name in "ab"}

@@ -111,17 +111,22 @@ def test_the_recommended_grid_differs_from_the_papers_in_how_fields_are_fitted(t
         "schedule",
     }
     fitted |= {"keep_optimiser", "distillation", "joint"}
+    factors = {}
     for cell in grid.make_cells(recommended.get_config().to_dict(), tmp_path):
         own = cell.config
         shipped = make_config(own["scenario"], own["field"]["name"], own["strategy"])
         changed = {k for k in own if k != "data" and own[k] != shipped[k]}
         assert "schedule" in changed <= fitted | {"field"}, cell.name
         assert own["field"] | {"time_scale": 1.0} == shipped["field"] | {"time_scale": 1.0}
+        if own["scenario"] == "signal_expansion" and own["strategy"] == "finetune":
+            factors[own["field"]["name"]] = own["later_factor"]
+        if cell.name == "domain_expansion-finer-finetune-seed0":
+            assert own["later_factor"] == 0.13
         if cell.name == "signal_expansion-siren-distillation-seed0":
             assert own["distillation"] == shipped["distillation"] | {"weight": 2000}
-            assert own["later_factor"] == 0.22
         if cell.name == "signal_expansion-siren-joint-seed0":
             assert own["joint"]["weight"] == 2000
+    assert factors == {"pe_relu": 1.0, "siren": 0.22, "finer": 0.3, "diner": 1.0}
 
 
 def test_values_are_overridden_for_cells_by_their_names(tmp_path):

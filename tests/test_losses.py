@@ -74,3 +74,14 @@ def test_weighted_mean_ignores_padding_and_survives_none():
     values = jnp.array([1.0, 2.0, 100.0])
     assert losses.weighted_mean(values, jnp.array([1.0, 1.0, 0.0])) == 1.5
     assert losses.weighted_mean(values, jnp.zeros(3)) == 0
+
+
+def test_a_padded_mean_and_its_gradient_are_the_mean_s():
+    """Over several blocks, whatever follows the points of weight 1."""
+    values = jnp.asarray(np.random.default_rng(0).normal(size=9000).astype(np.float32))
+    weights = (jnp.arange(9000) < 7000).astype(jnp.float32)
+    mean, gradient = jax.value_and_grad(losses.weighted_mean)(values, weights, padded=True)
+    np.testing.assert_allclose(mean, np.asarray(values, np.float64)[:7000].mean(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, weights / 7000, rtol=1e-6)
+    longer = (jnp.pad(own, (0, 5000)) for own in (values, weights))
+    assert losses.weighted_mean(*longer, padded=True) == mean

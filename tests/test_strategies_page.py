@@ -90,7 +90,7 @@ def test_the_tables_of_other_patients_are_those_of_their_runs():
 
 def table_of_whole_frames():
     runs = ("whole", "whole_recommended")
-    rows = [row_of(run, "signal_expansion", "siren", WHOLE) for run in runs]
+    rows = [row_of(run, "signal_expansion", field, WHOLE) for field in FIELDS for run in runs]
     return markdown(pd.DataFrame(rows))
 
 

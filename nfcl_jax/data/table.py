@@ -111,7 +111,7 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
     """The names of the columns, the numbers and cells of the lines, and what separates them."""
     if not path.exists():
         columns = ", ".join(COLUMNS)
-        raise DataError(f"{path}: missing; a table with columns of {columns} would be right.")
+        raise DataError(f"{path}: missing; a table, with some of the columns {columns}, is needed.")
     check_file(path)
     text = _text(path)
     first, _, _ = text.lstrip().partition("\n")
