@@ -15,7 +15,6 @@ from nfcl_jax.batching import (
     compiler_options,
     device_mesh,
     fits_at_once,
-    known_options,
     make_batches,
 )
 from nfcl_jax.config import make_config
@@ -130,7 +129,7 @@ def matmul_steps(
     """The matrix products of a step of so many patients at once and nothing else: forward, towards
     the weights, and towards the inputs. Each depends on the one before, as in a step, and is
     compiled as there."""
-    options = known_options(compiler_options(jax.default_backend())) or None
+    options = compiler_options(jax.default_backend())
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=options)
     def products(carry, steps):

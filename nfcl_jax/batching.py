@@ -70,14 +70,16 @@ def _has_option(name: str, value: Any) -> bool:
     return True
 
 
-def compiler_options(platform: str, cpu_options: Mapping = CPU_OPTIONS) -> Mapping[str, Any]:
-    """How XLA compiles a step for a platform."""
-    return {"cpu": cpu_options, "gpu": GPU_OPTIONS}.get(platform, {})
-
-
 def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the options that XLA has; they come and go with its releases."""
     return {name: value for name, value in options.items() if _has_option(name, value)}
+
+
+def compiler_options(
+    platform: str, cpu_options: Mapping[str, Any] = CPU_OPTIONS
+) -> dict[str, Any] | None:
+    """How XLA compiles a step for a platform, as `jax.jit` takes it."""
+    return known_options({"cpu": cpu_options, "gpu": GPU_OPTIONS}.get(platform, {})) or None
 
 
 def over_scans(
@@ -99,8 +101,7 @@ def over_scans(
     Returns:
       The jitted function. State and scan have a leading batch axis, and so has every result.
     """
-    spec = PartitionSpec("scans")
-    options = compiler_options(mesh.devices.flat[0].platform, cpu_options)
+    spec, platform = PartitionSpec("scans"), mesh.devices.flat[0].platform
 
     def batched(static, state, scan, shared):
         return jax.shard_map(
@@ -116,7 +117,7 @@ def over_scans(
         batched,
         static_argnums=0,
         donate_argnums=(1,) if donate else (),
-        compiler_options=known_options(options) or None,
+        compiler_options=compiler_options(platform, cpu_options),
     )
 
 
