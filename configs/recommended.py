@@ -14,7 +14,7 @@ def get_config():
             f"{field}:muon_rate={own.muon_rate}",
             *(f"{field}:{name}={value}" for name, value in COORDINATES.items()),
             f"{field}:later_factor={own.later_factor}",
-            f"signal*-{field}-*:later_factor={own.mask_later_factor}",
+            f"{field}:mask_later_factor={own.mask_later_factor}",
             f"domain*-{field}-*:field.time_scale={own.time_scale}",
         ]
     for strategy in ("distillation", "joint"):  # joint training is then its mark

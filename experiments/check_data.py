@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from experiments.launch.cli import launch
-from nfcl_jax.config import split_words
+from nfcl_jax.checks import split_words
 from nfcl_jax.data.cohorts import read_cohort
 from nfcl_jax.data.sequence import Reading, read_cases, time_range_of
 from nfcl_jax.errors import ConfigError, look_up

@@ -21,7 +21,8 @@ from absl import app, flags
 from configs.sequence import PAPER, get_config
 from experiments.launch.cli import launch
 from nfcl_jax.adopt import adopt, config_of_table
-from nfcl_jax.config import ABSENT, split_words
+from nfcl_jax.checks import split_words
+from nfcl_jax.config import ABSENT
 from nfcl_jax.data.acdc import PHASES, find_patients, read_info, read_phase
 from nfcl_jax.data.cohorts import refuse_faults
 from nfcl_jax.data.sequence import Reading, read_cases, time_range_of

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nfcl_jax import fields, strategies
-from nfcl_jax.checks import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Check, one_of
+from nfcl_jax.checks import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Check, one_of, split_words
 from nfcl_jax.data.cohorts import DATASETS, INTENSITY_RANGES
 from nfcl_jax.errors import ConfigError, RunError, look_up
 from nfcl_jax.fields import FIELDS
@@ -39,7 +39,8 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         "batch_size": kind.batch_size,
         "learning_rate": kind.learning_rate,
         "muon_rate": 0.0,  # of Muon, for matrices but a new mask's outputs; 0: all is Adam's
-        "later_factor": 1.0,  # what both are multiplied by in a later task without a new image
+        "later_factor": 1.0,  # what both are multiplied by in a later task without a new output
+        "mask_later_factor": 1.0,  # and in one with a new mask, but no new image
         "keep_optimiser": False,  # whether Adam's moments go on from one task to the next
         "warmup_steps": kind.warmup_steps,  # of each task, in which the rate grows to its value
         # How the rate goes on from there in each task: one of SCHEDULES.
@@ -91,11 +92,6 @@ def _data_of_table() -> dict[str, Any]:
     }
 
 
-def split_words(words: str) -> list[str]:
-    """The words between the commas of a flag; a comma too many leaves an empty one."""
-    return [word.strip() for word in words.split(",")] if words.strip() else []
-
-
 def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     """A stored config, of an earlier version maybe: renamed fields by their new name, and what did
     not exist as it was then."""
@@ -105,6 +101,7 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["scenario"] != SEQUENCE:
         config["data"] = {"dataset": "acdc", "intensity_range": "frames", **config["data"]}
     rates = {"warmup_steps": 0, "schedule": "constant", "muon_rate": 0.0, "later_factor": 1.0}
+    rates["mask_later_factor"] = config.get("later_factor", 1.0)
     factor = {"mask_factor": 1.0} if config["scenario"] == SEQUENCE else {}
     config = rates | factor | {"keep_optimiser": False} | config
     for strategy, constant in (("ewc", "decay"), ("distillation", "ramp")):
@@ -244,6 +241,7 @@ def _checks(config: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
         ("learning_rate", POSITIVE),
         ("muon_rate", NOT_NEGATIVE._replace(wanted="positive, or 0 for Adam alone")),
         ("later_factor", POSITIVE),
+        ("mask_later_factor", POSITIVE),
         ("warmup_steps", NOT_NEGATIVE),
         ("schedule", one_of(SCHEDULES)),
         ("huber_delta", POSITIVE),

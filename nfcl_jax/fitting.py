@@ -25,7 +25,7 @@ from nfcl_jax.scenarios import Task, heads_of, merge_lessons, num_channels, num_
 from nfcl_jax.strategies import FINETUNE
 from nfcl_jax.strategies.base import Strategy
 
-STEPS_PER_CHUNK = 50  # steps between two looks at the losses
+STEPS_PER_CHUNK = 50  # between two looks at the losses
 MOMENTS = "adam"  # beside the strategy's state, where a task leaves them to the next
 
 
@@ -37,8 +37,9 @@ class Recipe(NamedTuple):
       strategy: used from the second task on.
       learning_rate: of Adam.
       muon_rate: of Muon, for the layers' matrices; 0 leaves them to Adam.
-      later_factor: what both are multiplied by in a later task that teaches no new image. Where it
-        teaches a new mask, the output layer always is Adam's, at the whole rate.
+      later_factor: what both are multiplied by in a later task that teaches no new output.
+      mask_later_factor: the same where it teaches a new mask, but no new image. The output layer
+        then is Adam's, at the whole rate.
       keep_optimiser: whether its moments go on from one task to the next.
       warmup_steps: of each task, in which the rate grows to its value.
       schedule: of the rate after that, one of `config.SCHEDULES`.
@@ -53,6 +54,7 @@ class Recipe(NamedTuple):
     learning_rate: float
     muon_rate: float
     later_factor: float
+    mask_later_factor: float
     keep_optimiser: bool
     warmup_steps: int
     schedule: str
@@ -106,7 +108,7 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
     strategy = recipe.strategy if before else FINETUNE
     fresh = heads_of([new]) - heads_of(before)
     later = bool(before) and all(head.kind == "mask" for head in fresh)
-    factor = recipe.later_factor if later else 1.0
+    factor = (recipe.mask_later_factor if fresh else recipe.later_factor) if later else 1.0
     own_output = later and fresh and (recipe.muon_rate or factor != 1)
     previous, earlier = (
         merge_lessons(tasks) if strategy.acts else () for tasks in (before[-1:], before)
@@ -187,8 +189,7 @@ def fit_batch(
     if static.asks_curve:
         errors = programs.curve_error(static, (state.params, rendered), scans, arrays)
     if static.keep_optimiser:
-        moments = {MOMENTS: state.opt_state[0]._asdict()}
-        state = state._replace(strategy=state.strategy | moments)
+        state = state._replace(strategy=state.strategy | {MOMENTS: state.opt_state[0]._asdict()})
     ends = _snapshot(task.batch, num_steps, state, chunks, shares)
     outputs = np.asarray(rendered), np.asarray(errors)
     with ThreadPoolExecutor() as pool:  # the scores of many take long beside an accelerator
@@ -288,13 +289,12 @@ def _go_on(
         for scan in partial
     ]
     shapes = [leaf.shape[1:] for leaf in leaves]
-    if any(scan is None or [leaf.shape for leaf in scan] != shapes for scan in scans):
-        return state, 0, [], []
-    if len({scan.step for scan in partial}) > 1:
+    differ = any(scan is None or [leaf.shape for leaf in scan] != shapes for scan in scans)
+    if differ or len({scan.step for scan in partial}) > 1:
         return state, 0, [], []
     count = len(leaves[0])
     stacked = [np.stack(filled(own, count)) for own in zip(*scans, strict=True)]
-    losses = [scan.losses for scan in partial]
-    stacked_losses = Losses(*map(np.stack, zip(*filled(losses, count), strict=True)))
+    losses = zip(*filled([scan.losses for scan in partial], count), strict=True)
+    stacked_losses = Losses(*map(np.stack, losses))
     shares = [scan.penalty_share for scan in partial if scan.penalty_share]
     return jax.tree.unflatten(structure, stacked), partial[0].step, [stacked_losses], shares

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nfcl_jax import processes
-from nfcl_jax.config import split_words
+from nfcl_jax.checks import split_words
 from nfcl_jax.data.cohorts import Cohort, read_cohort, refuse_faults
 from nfcl_jax.data.phantom import write_phantom
 from nfcl_jax.errors import ConfigError, DataError

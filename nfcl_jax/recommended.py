@@ -10,8 +10,8 @@ class Recipe(NamedTuple):
 
     Attributes:
       muon_rate: where an image is new.
-      later_factor: what it and Adam's rate are multiplied by in a later task without a new image.
-      mask_later_factor: the same where masks alone come later, as in signal expansion.
+      later_factor: what it and Adam's rate are multiplied by in a later task without a new output.
+      mask_later_factor: the same in one with a new mask, but no new image.
       time_scale: of the frames.
       weight: of distillation while frames are learned.
       mask_weight: and while a mask is.
@@ -40,12 +40,13 @@ COORDINATES = {"learning_rate": 2e-3, "batch_size": 3456}  # fewer, to pay for w
 def recommended(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a table of scans with the recipe of its field, if there is one. Images and
     masks are learned in any order, so it is the masks' loss that is weighed, by the ratio of the
-    two weights, and later masks have the rates of later frames."""
+    two weights."""
     config = copy.deepcopy(dict(config)) | SCHEDULE
     own = RECIPES.get(config["field"]["name"])
     weight, mask_weight = DINER_WEIGHT, DINER_MASK_WEIGHT
     if own:
-        config |= COORDINATES | {"muon_rate": own.muon_rate, "later_factor": own.later_factor}
+        rates = ("muon_rate", "later_factor", "mask_later_factor")
+        config |= COORDINATES | {name: getattr(own, name) for name in rates}
         config["field"]["time_scale"] = own.time_scale
         weight, mask_weight = own.weight, own.mask_weight
     elif config["field"]["name"] == "diner":

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from nfcl_jax.checkpoints import checkpoint_path, num_learned
+from nfcl_jax.checks import split_words
 from nfcl_jax.config import (
     INDIFFERENT,
     in_todays_terms,
     read_config,
-    split_words,
     stored_config,
 )
 from nfcl_jax.data.things import differing_rows

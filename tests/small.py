@@ -23,6 +23,7 @@ def recipe(name="siren", strategy=FINETUNE, **changes):
         "learning_rate": 1e-3,
         "muon_rate": 0.0,
         "later_factor": 1.0,
+        "mask_later_factor": 1.0,
         "warmup_steps": 0,
         "schedule": "constant",
         "keep_optimiser": False,

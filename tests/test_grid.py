@@ -107,6 +107,7 @@ def test_the_recommended_grid_differs_from_the_papers_in_how_fields_are_fitted(t
         "learning_rate",
         "muon_rate",
         "later_factor",
+        "mask_later_factor",
         "warmup_steps",
         "schedule",
     }
@@ -119,14 +120,13 @@ def test_the_recommended_grid_differs_from_the_papers_in_how_fields_are_fitted(t
         assert "schedule" in changed <= fitted | {"field"}, cell.name
         assert own["field"] | {"time_scale": 1.0} == shipped["field"] | {"time_scale": 1.0}
         if own["scenario"] == "signal_expansion" and own["strategy"] == "finetune":
-            factors[own["field"]["name"]] = own["later_factor"]
-        if cell.name == "domain_expansion-finer-finetune-seed0":
-            assert own["later_factor"] == 0.13
+            factors[own["field"]["name"]] = own["later_factor"], own["mask_later_factor"]
         if cell.name == "signal_expansion-siren-distillation-seed0":
             assert own["distillation"] == shipped["distillation"] | {"weight": 2000}
         if cell.name == "signal_expansion-siren-joint-seed0":
             assert own["joint"]["weight"] == 2000
-    assert factors == {"pe_relu": 1.0, "siren": 0.22, "finer": 0.3, "diner": 1.0}
+    expected = {"pe_relu": (0.5, 1.0), "siren": (0.22, 0.22), "finer": (0.13, 0.3)}
+    assert factors == expected | {"diner": (1.0, 1.0)}
 
 
 def test_values_are_overridden_for_cells_by_their_names(tmp_path):

@@ -123,7 +123,12 @@ def test_the_engine_is_that_of_a_table(tmp_path):
     (own,) = learn_table(tmp_path, tmp_path / "a", rows)
     settings = {k: v for k, v in FEW.items() if k not in ("num_steps", "batch_size")}
     paper = {"muon_rate": 0.0, "learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 0}
-    paper |= {"later_factor": 1.0, "field.time_scale": 1.0, "mask_factor": 1.0}
+    paper |= {
+        "later_factor": 1.0,
+        "mask_later_factor": 1.0,
+        "field.time_scale": 1.0,
+        "mask_factor": 1.0,
+    }
     paper |= {"distillation.weight": 10.0, "num_steps": 12, "batch_size": 64}
     run = learn(tmp_path / "b", nib.Nifti1Image(FIRST, AFFINE), settings | paper,
                 time_range=(0, 730))  # fmt: skip

@@ -59,10 +59,10 @@ def first_update(tasks, **changes):
     ("tasks", "hidden", "output"),
     [
         (FRAMES[:2], 0.25, 0.25),
-        (IMAGE_AND_MASK, 0.25, 1),
+        (IMAGE_AND_MASK, 0.5, 1),
         ((*IMAGE_AND_MASK, teach("its next frame", MASK, [1])), 0.25, 0.25),
-        ((IMAGE_AND_MASK[1], teach("another mask", OTHER, [0])), 0.25, 1),
-        ((FRAMES[0], Task("both", (*FRAMES[1].lessons, *IMAGE_AND_MASK[1].lessons))), 0.25, 1),
+        ((IMAGE_AND_MASK[1], teach("another mask", OTHER, [0])), 0.5, 1),
+        ((FRAMES[0], Task("both", (*FRAMES[1].lessons, *IMAGE_AND_MASK[1].lessons))), 0.5, 1),
         (TWO_IMAGES, 1, 1),
         ((FRAMES[0], Task("both", (*TWO_IMAGES[1].lessons, *IMAGE_AND_MASK[1].lessons))), 1, 1),
     ],
@@ -73,7 +73,8 @@ def test_rates_of_later_tasks_but_a_new_images_and_the_outputs_of_a_mask_may_be_
 ):
     """Than those of the same task if they were not lower."""
     whole, own = (
-        first_update(tasks, later_factor=factor, muon_rate=muon_rate) for factor in (1.0, 0.25)
+        first_update(tasks, later_factor=frame, mask_later_factor=mask, muon_rate=muon_rate)
+        for frame, mask in ((1.0, 1.0), (0.25, 0.5))
     )
     for layer, factor in (("hidden_0", hidden), ("output", output)):
         for name in ("kernel", "bias"):

@@ -23,13 +23,13 @@ class PowerError(Exception):
         pytest.param(distilled("siren"), IMAGE_AND_MASK, marks=pytest.mark.slow),
         (recipe("diner", ewc()), FRAMES[:2]),
         pytest.param(
-            distilled("siren", keep_optimiser=True, warmup_steps=5, later_factor=0.5),
+            distilled("siren", keep_optimiser=True, warmup_steps=5, mask_later_factor=0.5),
             IMAGE_AND_MASK,
             marks=pytest.mark.slow,
         ),
         pytest.param(recipe("siren", ewc()), IMAGE_AND_MASK, marks=pytest.mark.slow),
         pytest.param(
-            distilled("siren", muon_rate=0.01, later_factor=0.5),
+            distilled("siren", muon_rate=0.01, mask_later_factor=0.5),
             IMAGE_AND_MASK,
             marks=pytest.mark.slow,
         ),

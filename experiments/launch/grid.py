@@ -15,7 +15,8 @@ from experiments.launch import words
 from experiments.launch.console import ProgressBar, claims_table, log_to_screen
 from nfcl_jax import processes
 from nfcl_jax.checkpoints import num_learned
-from nfcl_jax.config import check_config, make_config, read_config, split_words
+from nfcl_jax.checks import split_words
+from nfcl_jax.config import check_config, make_config, read_config
 from nfcl_jax.data.cohorts import Cohort
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fields import FIELDS
@@ -36,7 +37,8 @@ SHARED = (
     "num_steps", "batch_size", "scans_per_batch", "checkpoint_every_steps", "strict",
     "matmul_precision",
 )  # fmt: skip
-NOT_FIRST = ("strategy", "later_factor", *STRATEGIES)  # what the first task knows nothing of
+# What the first task knows nothing of.
+NOT_FIRST = ("strategy", "later_factor", "mask_later_factor", *STRATEGIES)
 
 
 class Cell(NamedTuple):

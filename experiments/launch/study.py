@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.launch.grid import make_cells, refuse_other_cells, shown_patients
 from experiments.launch.words import matching
-from nfcl_jax.config import split_words
+from nfcl_jax.checks import split_words
 from nfcl_jax.errors import ConfigError, DataError
 from nfcl_jax.inputs import phantom_root, read_data, written_phantom
 

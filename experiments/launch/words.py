@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from nfcl_jax import strategies
-from nfcl_jax.config import split_words
+from nfcl_jax.checks import split_words
 from nfcl_jax.errors import ConfigError
 from nfcl_jax.fields import FIELDS
 from nfcl_jax.scenarios import SCENARIOS

@@ -107,6 +107,7 @@ def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
             "learning_rate",
             "muon_rate",
             "later_factor",
+            "mask_later_factor",
             "warmup_steps",
             "schedule",
             "field",
