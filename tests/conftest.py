@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import patch
 
 # The tests' programs take few steps: they are compiled quickly rather than well.
 flags = ["--xla_backend_optimization_level=0"]
@@ -12,6 +13,8 @@ flags = ["--xla_backend_optimization_level=0"]
 if version("jaxlib").startswith(("0.6.", "0.7.", "0.8.", "0.9.", "0.10.")):
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+# But for these, of 150 steps.
+WELL = {"xla_backend_optimization_level": 2}
 # Most of their time is compiling: what one process has compiled, no other compiles again.
 CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -112,6 +115,7 @@ def runs(phantom_root, shared):
 
     from configs import paper as paper_config
     from experiments.launch import grid
+    from nfcl_jax import batching
     from nfcl_jax.data.cohorts import read_cohort
     from nfcl_jax.report.shown import save_shown
     from nfcl_jax.scenarios import SCENARIOS
@@ -135,7 +139,8 @@ def runs(phantom_root, shared):
             done = workdir / "cells"
             missing = [n for n in dict.fromkeys(wanted) if not (done / n / "summary.csv").exists()]
             own = [cells[name] for name in missing]
-            failed = grid.run_cells(own, cohort, workdir, Console(quiet=True))
+            with patch.dict(batching.CPU_OPTIONS, WELL):
+                failed = grid.run_cells(own, cohort, workdir, Console(quiet=True))
         assert not failed
         return workdir / "cells" / wanted[-1]
 

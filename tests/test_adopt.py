@@ -4,7 +4,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from test_cli import command
+from commands import command
 from test_table_run import same
 
 from nfcl_jax.checkpoints import load_all, num_learned

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
-from test_cli import command
+from commands import command
 
 from nfcl_jax.analysis import spectrum, tangent
 from nfcl_jax.analysis.forgetting import IN_ITS_PLACE, _as_task_begins, analyse

@@ -2,8 +2,8 @@ import json
 
 import jax
 import pytest
+from commands import typed
 from conftest import REPOSITORY
-from test_readme import run
 
 from benchmarks import steps, tables
 from benchmarks.steps import Case
@@ -59,7 +59,7 @@ def test_all_take_their_turns_in_every_round():
 
 
 def test_the_benchmark_writes_a_record_of_each_case(tmp_path):
-    done = run(
+    done = typed(
         "python -m benchmarks --out=out --fields=siren --strategies=finetune "
         "--scenarios=domain_expansion --points=64,128 --rounds=1 --seconds=0",
         tmp_path,
@@ -77,7 +77,7 @@ def test_the_benchmark_writes_a_record_of_each_case(tmp_path):
 
 
 def test_a_wrong_case_is_one_message(tmp_path):
-    done = run("python -m benchmarks --out=out --points=0", tmp_path)
+    done = typed("python -m benchmarks --out=out --points=0", tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip().startswith("error: --points must be numbers from 1 to ")
 

@@ -1,24 +1,8 @@
 """Commands as a user gives them."""
 
-import os
-import subprocess
-import sys
-
-from conftest import REPOSITORY
+from commands import command
 
 from nfcl_jax.data.cohorts import read_scans
-
-
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env=os.environ | {"COLUMNS": "200"},
-    )
 
 
 def test_errors_on_the_command_line_are_one_message_and_no_traceback(tmp_path):

@@ -7,9 +7,9 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from commands import typed
 from malformed import CINE, FAULTS, change, placed
 from small import make_scan
-from test_readme import run
 
 from nfcl_jax.data import acdc, cohorts, volumes
 from nfcl_jax.data.cohorts import Dataset, read_cohort, read_scans, refuse_faults
@@ -122,19 +122,19 @@ def test_large_volumes_are_refused_by_the_memory_of_the_machine(root, monkeypatc
 
 def test_the_check_by_itself(root, tmp_path):
     command = f"python -m experiments.check_data --root={root}"
-    done = run(command, tmp_path)
+    done = typed(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "3 of 3 patients can be used." in done.stdout
     assert not done.stderr
     FAULTS["an empty mask"][0](root / "patient002")
-    done = run(command, tmp_path)
+    done = typed(command, tmp_path)
     assert done.returncode == 1
     assert "the mask is empty" in done.stdout and "2 of 3 patients can be used." in done.stdout
-    done = run(f"{command} --scenarios=domain_expansion", tmp_path)
+    done = typed(f"{command} --scenarios=domain_expansion", tmp_path)
     assert done.returncode == 0, done.stderr  # which asks for no mask
-    done = run(f"{command}/patient001", tmp_path)
+    done = typed(f"{command}/patient001", tmp_path)
     assert done.returncode == 2 and f"{root} would be right" in done.stderr
-    done = run(f"python -m experiments.check_data --root={tmp_path}", tmp_path)
+    done = typed(f"python -m experiments.check_data --root={tmp_path}", tmp_path)
     assert done.returncode == 2 and f"{root} would be right" in done.stderr
     assert os.listdir(tmp_path) == ["training"]
 

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from commands import typed
 from conftest import REPOSITORY
 from made_up import read_csv
 from test_readme import run
@@ -37,7 +38,7 @@ def folder(phantom_root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    done = run(TRAIN + SMALL + WIDTH, folder)
+    done = typed(TRAIN + SMALL + WIDTH, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs/mine"
 
@@ -68,7 +69,7 @@ def test_it_goes_on_to_the_same_end(trained, folder):
     for task in (4, 5):
         shutil.rmtree(folder / f"runs/stopped/checkpoints/task_{task}")
     (folder / "runs/stopped/summary.csv").unlink()
-    done = run(TRAIN.replace("runs/mine", "runs/stopped") + SMALL + WIDTH, folder)
+    done = typed(TRAIN.replace("runs/mine", "runs/stopped") + SMALL + WIDTH, folder)
     assert done.returncode == 0, done.stderr
     assert "3 of 5 tasks were learned before" in done.stdout
     for name in ("metrics.csv", "fits.csv", "summary.csv"):
@@ -78,9 +79,9 @@ def test_it_goes_on_to_the_same_end(trained, folder):
 @pytest.mark.slow
 def test_a_grid_and_its_report_have_them_by_their_titles(folder):
     less = " --config.cells=*gauss*" + SMALL.replace("55", "2")
-    done = run(PAPER + less, folder)
+    done = typed(PAPER + less, folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = run(REPORT, folder)
+    done = typed(REPORT, folder)
     assert done.returncode == 0, done.stderr
     html = (folder / "runs/grid/report.html").read_text()
     text = (folder / "runs/grid/tables.md").read_text()
@@ -91,7 +92,7 @@ def test_a_grid_and_its_report_have_them_by_their_titles(folder):
     claims = json.loads((folder / "runs/grid/claims.json").read_text())
     assert {claim["verdict"] for claim in claims} == {"not tested"}
     # Without the file it is said what is missing.
-    done = run(REPORT.replace("--extend=mine.py", ""), folder)
+    done = typed(REPORT.replace("--extend=mine.py", ""), folder)
     assert done.returncode == 2
     assert "unknown scenario 'five_frames'" in done.stderr and "--extend=FILE.py" in done.stderr
 

@@ -6,8 +6,8 @@ import re
 import jax
 import numpy as np
 import pytest
+from commands import command
 from small import FRAMES, cohort, distilled, recipe, train
-from test_cli import command
 
 from nfcl_jax import batching, checkpoints, inputs, plan, shelf
 from nfcl_jax.batching import compile_for, device_mesh

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from test_cli import command
+from commands import command
 
 from nfcl_jax.data.acdc import read_image
 from nfcl_jax.errors import DataError

@@ -11,8 +11,8 @@ import time
 import jax
 import numpy as np
 import pytest
+from commands import command
 from conftest import REPOSITORY
-from test_cli import command
 
 from nfcl_jax import checkpoints, processes
 

@@ -8,7 +8,7 @@ import jax
 import nibabel as nib
 import numpy as np
 import pytest
-from test_readme import run as command
+from commands import typed as command
 from test_train import read_csv, value
 
 import nfcl_jax

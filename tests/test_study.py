@@ -5,8 +5,8 @@ import re
 
 import pandas as pd
 import pytest
+from commands import typed
 from made_up import COHORT, write_grid
-from test_readme import run
 
 from configs import paper, study
 from experiments.launch.study import choices_of
@@ -68,7 +68,7 @@ def test_the_scans_of_every_choice_are_read_before_the_first_is_run(tmp_path, ph
         "    return config\n"
     )
     command = "python -m experiments.study --config=mine.py --workdir=w"
-    done = run(f"{command} --config.data.root={phantom_root}", tmp_path)
+    done = typed(f"{command} --config.data.root={phantom_root}", tmp_path)
     assert done.returncode == 2, done.stderr
     assert "error: config.choices.other: /nowhere: no such folder" in done.stderr
     assert "config.choices.third: /nor/here: no such folder" in done.stderr

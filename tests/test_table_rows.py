@@ -1,7 +1,7 @@
 """Rows of a table that were learned before: what may change, and what may not."""
 
 import pytest
-from test_cli import command
+from commands import command
 from test_sequence import folder  # noqa: F401
 from test_table_run import ROWS, config_of, learn, learned, same
 

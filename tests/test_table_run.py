@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from commands import command
 from conftest import REPOSITORY
-from test_cli import command
 from test_readme import run as run_page
 from test_sequence import HEADER, SHAPE, folder  # noqa: F401
 
