@@ -28,6 +28,11 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     try:
         spacing = _SPACING.value and [float(size) for size in _SPACING.value]
+    except ValueError as error:
+        raise ConfigError(
+            f"--spacing={','.join(_SPACING.value)}: three numbers would be right."
+        ) from error
+    try:
         run = open_run(_RUN.value)
         where = _PATIENT.value, _TASK.value, _OUT.value, _IMAGE.value, _OUTPUT.value
         sampling = {"times": _TIMES.value, "interpolate": _INTERPOLATE.value}

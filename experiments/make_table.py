@@ -28,6 +28,7 @@ from nfcl_jax.data.cohorts import refuse_faults
 from nfcl_jax.data.sequence import Reading, read_cases, time_range_of
 from nfcl_jax.data.table import COLUMNS
 from nfcl_jax.data.volumes import read_volume
+from nfcl_jax.errors import ConfigError
 from nfcl_jax.runs import open_run
 from nfcl_jax.scan import equidistant_frames
 from nfcl_jax.storage import write_file
@@ -49,6 +50,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--run and --workdir go together.")
     theirs = open_run(_RUN.value).config if _RUN.value else None  # before anything is written
     out, text = Path(_OUT.value), io.StringIO()
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"{out}: there is no folder {out.parent}.")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for folder in find_patients(_ROOT.value, split_words(_PATIENTS.value)):

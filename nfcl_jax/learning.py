@@ -1,49 +1,31 @@
 """One image after the other for one field, whose state is its run's folder: from Python."""
 
 import logging
-import numbers
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from nfcl_jax.config import make_config, read_config
 from nfcl_jax.data import sources
 from nfcl_jax.data.cohorts import refuse_faults
-from nfcl_jax.data.sequence import Reading, grid_of_record, read_case, time_range_of
-from nfcl_jax.data.sources import InMemory, in_memory
-from nfcl_jax.data.table import File, Row, file_of, of_two_kinds
-from nfcl_jax.data.things import refuse_other_terms
-from nfcl_jax.data.volumes import Volume
+from nfcl_jax.data.compared import refuse_other_terms
+from nfcl_jax.data.grids import grid_of_record
+from nfcl_jax.data.sequence import Reading, read_case, time_range_of
+from nfcl_jax.data.sources import InMemory
+from nfcl_jax.data.table import File, Row, of_two_kinds
 from nfcl_jax.errors import ConfigError, DataError, RunError
 from nfcl_jax.locks import locked
+from nfcl_jax.new_row import PATIENT, New, learned_in, row_of
 from nfcl_jax.recommended import recommended
-from nfcl_jax.records import Progress
 from nfcl_jax.run_folder import PATIENTS, refuse_another_run
 from nfcl_jax.runner import Caller, run
-from nfcl_jax.scan import is_name
 from nfcl_jax.scenarios import SEQUENCE
 from nfcl_jax.table_run import known_of, plan_run, stored_runs
 
-PATIENT = "scan"  # whoever it is
-
 log = logging.getLogger("nfcl_jax")
-
-
-class New(NamedTuple):
-    """What is to be learned next: an image, a mask or both; see `Run.learn`."""
-
-    image: Any = None
-    mask: Any = None
-    time: float | int | None = None
-    channel: str | None = None
-    intensity_range: tuple[float | int, float | int] | None = None
-    spacing: Any = None
-    colour: bool | None = None
-    on_progress: Callable[[Progress], None] = lambda progress: None
-    goes_on: bool = False  # from the last scan, whose time it has by default
 
 
 def config_of(
@@ -110,8 +92,8 @@ def learn_next(
         records = known.record["rows"] if known else []
         rows = _rows_before(records, held)
         grid = grid_of_record(known.record) if known else None
-        row = _row_of(new, records, config, grid)
-        if found := _learned_in(row, records):
+        row = row_of(new, records, config, (grid, rows))
+        if found := learned_in(row, records):
             refuse_other_terms(row, found, records, grid, config["data"]["resample"])
             log.info("%s: is learned already", workdir)
             return _with_files(rows, found)
@@ -170,115 +152,6 @@ def _rows_before(records: Sequence[Mapping[str, Any]], held: Sequence[Row]) -> t
         )
         for record in records
     )
-
-
-def _row_of(
-    new: New,
-    records: Sequence[Mapping[str, Any]],
-    config: Mapping[str, Any],
-    grid: Volume | None,
-) -> Row:
-    """The row of something new; its time is the one at which it was learned already, if it was, or
-    that of the last row, or where the range begins. Arrays lie on the grid that is there.
-
-    Raises:
-      DataError: for a time, range, name or image that cannot be.
-    """
-    ends = time_range_of(config["data"]["time_range"])
-    if new.time is not None and ends is None:
-        raise DataError("a time needs a time_range, such as (0, 730), from the first image on.")
-    if new.channel and not (isinstance(new.channel, str) and is_name(new.channel)):
-        raise DataError(f"channel must be a name without slashes, got {new.channel!r}.")
-
-    if new.intensity_range is not None and new.image is None:
-        raise DataError("an intensity_range is of an image, and there is none.")
-    arrays = any(map(sources.is_array, (new.image, new.mask)))
-    if new.spacing is not None and not arrays:
-        raise DataError("a spacing is of arrays; what is given has its own.")
-
-    def file(what: Any, kind: str) -> File | None:
-        if what is None:
-            return None
-        if isinstance(what, str | Path):
-            return file_of(Path.cwd(), str(what))
-        is_mask = kind == "mask"
-        colour = False if is_mask else new.colour
-        spacing = grid.spacing if new.spacing is None and grid else new.spacing
-        return File(in_memory(what, f"the {kind}", spacing, colour, is_mask))
-
-    image = file(new.image, "image")
-    if grid is None and image and isinstance(image.path, InMemory):
-        grid = image.path.volume  # on which its mask lies
-    row = Row(
-        line=0,
-        patient=PATIENT,
-        task=records[-1]["task"] + 1 if records else 1,
-        image=image,
-        mask=file(new.mask, "mask"),
-        time=_number(new.time, "time"),
-        channel=new.channel or "image",
-        mask_name="mask" if new.image is not None else new.channel or "mask",
-        range=_range(new.intensity_range),
-    )
-    if row.time is not None or ends is None:
-        return row
-    times = [
-        record["time"]
-        for record in records
-        if _learned_in(row._replace(time=record["time"]), [record], strict=False)
-    ]
-    last = records[-1]["time"] if records and new.goes_on else ends[0]
-    return row._replace(time=times[0] if times else last)
-
-
-def _number(value: Any, what: str) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, numbers.Real) or not np.isfinite(float(value)):
-        raise DataError(f"{what} must be a number, got {value!r}.")
-    return float(value)
-
-
-def _range(ends: Any) -> tuple[float, float] | None:
-    if ends is None:
-        return None
-    try:
-        low, high = (_number(end, "intensity_range") for end in ends)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"intensity_range must be two numbers, got {ends!r}.") from error
-    if low is None or high is None or not low < high:
-        raise DataError(f"intensity_range must be two numbers, the smaller first; got {ends!r}.")
-    return low, high
-
-
-def _learned_in(
-    row: Row, records: Sequence[Mapping[str, Any]], strict: bool = True
-) -> dict[int, dict[str, File]]:
-    """In which tasks the things of a row were learned, by their kinds; empty if in none.
-
-    Raises:
-      DataError: if one was learned from other values, or one alone was, and that is `strict`.
-    """
-    things = [(name, "mask" if file is row.mask else "image", file) for name, file in row.things]
-    found: dict[int, dict[str, File]] = {}
-    for record in records:
-        for name, kind, file in things:
-            known = record.get(kind, {}).get("name") == name and record["time"] == row.time
-            if known and file.path.exists():
-                if record[kind]["sha256"] == sources.digest(file.path):
-                    found.setdefault(record["task"], {})[kind] = file
-                elif strict:
-                    at = "" if row.time is None else f" at {row.time:g}"
-                    raise DataError(
-                        f"{name}{at} was learned in task {record['task']}, from another file or "
-                        "other values; another time or channel would be right."
-                    )
-    if 0 < sum(map(len, found.values())) < len(things):
-        if strict:
-            (kind, *_) = next(iter(found.values()))
-            raise DataError(f"the {kind} was learned already; the rest alone would be right.")
-        return {}
-    return found
 
 
 def _with_files(rows: Sequence[Row], found: Mapping[int, Mapping[str, File]]) -> tuple[Row, ...]:

@@ -24,7 +24,7 @@ def locked(workdir: Path) -> Iterator[None]:
     however that ends. Of several processes at one run the first has it for all.
 
     Raises:
-      ConfigError: if another process is at work there, or a link leads out.
+      ConfigError: if another process is at work there, a link leads out, or it is no folder.
     """
     with contextlib.ExitStack() as held:
         processes.on_first(lambda: held.enter_context(_locked(workdir)))
@@ -34,6 +34,8 @@ def locked(workdir: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
     refuse_links_out(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"{workdir}: not a folder; another --workdir would be right.")
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / LOCK).open("a+") as file:
         try:

@@ -5,7 +5,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from nfcl_jax.learning import New, config_of, learn_next
+from nfcl_jax.learning import config_of, learn_next
+from nfcl_jax.new_row import new_of
 from nfcl_jax.runs import Run, open_run
 
 
@@ -53,4 +54,4 @@ def learn(
     """
     workdir = Path(workdir)
     config = config_of(field, strategy, time_range, resample, settings)
-    return open_run(workdir, learn_next(workdir, config, (), New(image, **new)))
+    return open_run(workdir, learn_next(workdir, config, (), new_of(image, False, new)))

@@ -1,6 +1,7 @@
 """NIfTI files of what a field makes of a scan, on grids that lie over the scan's."""
 
 import gzip
+import logging
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ from nfcl_jax.geometry import MAX_SIZE, resampled, scanner_affine
 from nfcl_jax.metrics import intensity
 from nfcl_jax.scenarios import Head, Task
 from nfcl_jax.storage import write_file
+
+log = logging.getLogger("nfcl_jax")
 
 BYTES_PER_POINT = 4 * 4 * 5  # of up to five outputs: themselves, what is made of them, two copies
 
@@ -46,7 +49,11 @@ def check_name(path: str | Path) -> None:
 
 
 def write(
-    path: str | Path, volume: np.ndarray, affine: np.ndarray, voxel_size: Sequence[float]
+    path: str | Path,
+    volume: np.ndarray,
+    affine: np.ndarray,
+    voxel_size: Sequence[float],
+    first_time: float = 0.0,
 ) -> Path:
     """Writes a volume, (x, y, z), (x, y, z, t) or with channels after that, whole or not at all.
 
@@ -58,6 +65,7 @@ def write(
       volume: of the type that it is stored in.
       affine: voxel indices to scanner coordinates, 4 x 4.
       voxel_size: along each axis of the volume, in mm for the first three.
+      first_time: of a volume (x, y, z, t).
 
     Returns:
       The path.
@@ -68,6 +76,7 @@ def write(
     if not np.allclose(image.get_qform(), affine, atol=1e-3):
         image.set_qform(None, code="unknown")
     image.header.set_zooms(voxel_size)
+    image.header["toffset"] = first_time
     image.header.set_xyzt_units("mm")
     contents = image.to_bytes()
     if str(path).endswith(".gz"):
@@ -100,16 +109,18 @@ def sampled(
     wanted: Sampling,
     num_learned: int,
     time_range: tuple[float, float] = (-1.0, 1.0),
-) -> tuple[list[np.ndarray], np.ndarray, list[float]]:
-    """Coordinates along each axis, the affine, and the size of a voxel along each axis. `scan` is
-    its record in patients.json, `time_range` that of a table's scans.
+) -> tuple[list[np.ndarray], np.ndarray, list[float], float]:
+    """Coordinates along each axis, the affine, the size of a voxel along each axis, and the first
+    time. `scan` is its record in patients.json, `time_range` that of a table's scans. Where these
+    are not equidistant, which NIfTI cannot say, the size is their mean distance, and a warning
+    says so.
 
     Raises:
       ValueError: for a spacing or a number of times that cannot be, or too many points for the
         memory of this machine.
     """
     *frames, x, y, z = scan["shape"]
-    times = wanted.times
+    times, first_time = wanted.times, 0.0
     whole = times is None or isinstance(times, numbers.Integral)
     if not whole or (times is not None and not (frames and 1 <= times <= MAX_SIZE)):
         raise ValueError(f"times must be 1 to {MAX_SIZE}, and the scan a cine; got {times!r}.")
@@ -117,9 +128,19 @@ def sampled(
     axes, affine = resampled((x, y, z), np.array(scan["affine"]), scan["spacing"], voxel)
     if scan.get("times"):
         there = sorted(scan["times"][:num_learned])
+        if times and times > 1 and len(there) < 2:
+            raise ValueError("one time was learned by then: there are none in between.")
         axes.append(np.linspace(there[0], there[-1], times) if times else np.array(there))
-        step = (there[-1] - there[0]) / max(len(axes[3]) - 1, 1)
-        voxel.append(step * (time_range[1] - time_range[0]) / 2 or 1.0)
+        low, high = time_range
+        own = [float(f"{low + (at + 1) * (high - low) / 2:.6g}") for at in axes[3]]  # of float32
+        voxel.append((own[-1] - own[0]) / max(len(own) - 1, 1) or 1.0)
+        first_time = own[0]
+        if not np.allclose(np.diff(own), voxel[3], rtol=1e-3):
+            log.warning(
+                "the times %s are not equidistant, which a NIfTI file cannot say: its header has "
+                "their mean distance; `times` (--times) writes equidistant ones",
+                ", ".join(f"{time:g}" for time in own),
+            )
     elif frames:
         last = num_learned - 1
         count = times or num_learned
@@ -135,4 +156,4 @@ def sampled(
             f"{' x '.join(str(len(axis)) for axis in axes)} points need about {needed / 1e9:.1f} "
             f"GB, this machine has {available / 1e9:.1f} GB; a larger spacing would be right."
         )
-    return axes, affine, voxel
+    return axes, affine, voxel, first_time

@@ -19,7 +19,7 @@ from nfcl_jax.config import (
     read_config,
     stored_config,
 )
-from nfcl_jax.data.things import differing_rows
+from nfcl_jax.data.compared import differing_rows
 from nfcl_jax.errors import ConfigError, RunError
 from nfcl_jax.fields import Field, Params, create_field, init_params
 from nfcl_jax.params import num_parameters

@@ -21,7 +21,8 @@ from nfcl_jax.errors import ConfigError
 from nfcl_jax.fields import FIELDS, Params, create_field
 from nfcl_jax.fitted import FittedField
 from nfcl_jax.geometry import Grid, scanner_affine
-from nfcl_jax.learning import New, learn_next
+from nfcl_jax.learning import learn_next
+from nfcl_jax.new_row import new_of
 from nfcl_jax.nifti import Sampling, as_volume, outputs_of, sampled
 from nfcl_jax.overview import in_words, overview
 from nfcl_jax.params import num_output_channels
@@ -150,8 +151,7 @@ class Run:
         """
         if not self._of_table():
             raise ConfigError(f"{self.workdir}: the tasks of {self.config['scenario']} are fixed.")
-        what = New(image, **new, goes_on=True)
-        rows = learn_next(self.workdir, self.config, self._rows, what)
+        rows = learn_next(self.workdir, self.config, self._rows, new_of(image, True, new))
         return open_run(self.workdir, rows)
 
     def _field(self, scan: dict[str, Any], params: Params, units: str, interpolate: bool):
@@ -177,7 +177,7 @@ class Run:
         The image is in [0, 1], the ends of the scan's `intensity_range` or, in a table, of the
         `range` that patients.json has of its row; the mask has its labels.
         A cine has the frames that were learned by then, along the fourth axis, whose voxel size is
-        the time between two as a fraction of the cardiac cycle.
+        the time between two as a fraction of the cardiac cycle; of a table's, in its own units.
 
         Args:
           patient: as for `field`.
@@ -205,12 +205,13 @@ class Run:
             raise ValueError(
                 f"output must be one of {', '.join(outputs)} after task {task}, got {output!r}."
             )
-        axes, affine, voxel = sampled(scan, wanted, num_frames(tasks), self._time_range())
+        frames, ends = num_frames(tasks), self._time_range()
+        axes, affine, voxel, first_time = sampled(scan, wanted, frames, ends)
         head = outputs[output]
         channels = field.on_grid(axes)[..., head.channels]
         volume = as_volume(head, channels, head.name != output)
         voxel += [1.0] * (volume.ndim - len(voxel))
-        return nifti.write(path, volume, affine, voxel)
+        return nifti.write(path, volume, affine, voxel, first_time)
 
     def size(
         self, patient: str, task: int, image: str | None = None, root: str | Path | None = None
@@ -255,11 +256,10 @@ class Run:
         return task
 
     def _scan(self, patient: str | None, image: str | None) -> dict[str, Any]:
-        found = [
-            scan
-            for scan in self.scans
-            if patient in (None, scan["patient"]) and image in (None, scan["image"])
-        ]
+        if patient and not image and "/" in patient:  # as a table has it
+            patient, _, image = patient.partition("/")
+        found = [scan for scan in self.scans if patient in (None, scan["patient"])]
+        found = [scan for scan in found if image in (None, scan["image"])]
         if len(found) != 1:
             known = ", ".join(f"{scan['patient']}/{scan['image']}" for scan in self.scans)
             what = f"{patient}/{image}" if image else patient or self.workdir
@@ -281,8 +281,9 @@ def open_run(workdir: str | Path, rows: tuple[Row, ...] = ()) -> Run:
     config, scans = workdir / "config.json", workdir / "patients.json"
     for path in (config, scans):
         if not path.is_file():
-            cells = sorted((workdir / "cells").glob("*/config.json"))
-            hint = f" {cells[0].parent} would be one." if cells else ""
+            below = ("cells/*/config.json", f"{run_folder.PATIENTS}/*/*/config.json")
+            others = [other for pattern in below for other in sorted(workdir.glob(pattern))]
+            hint = f" {others[0].parent} would be one." if others else ""
             raise FileNotFoundError(f"{path}: missing; {workdir} is not the folder of a run.{hint}")
     tasks = checkpoints.finished_tasks(workdir)
     records = run_folder.of_scans(run_folder.read_records(scans))

@@ -61,10 +61,12 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-      RunError: if it is none.
+      RunError: if it is none, or there is none.
     """
     try:
         return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: missing; a copy of the file would be right.") from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: damaged ({first_line(error)}).") from error
 

@@ -3,10 +3,11 @@
     WORKDIR/patients/p1/scan/     a run's folder, as `runner.run` leaves it
     WORKDIR/metrics.csv           the scores of all of them
 
-A row that is added to the table touches the folder of its patient alone.
+A row that is added to the table changes what was learned of its patient alone.
 """
 
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,7 +145,11 @@ def contradictions(
 
 def plan_run(config: Mapping[str, Any], case: Case, workdir: Path) -> OwnRun:
     """The run of one case in this folder; see `plan` for the errors."""
-    own = OwnRun({**config, "tasks": describe_tasks(case.tasks)}, case.scan, workdir)
+    data = dict(config["data"])
+    if data["table"]:  # of which a report from another folder reads the scans again
+        data["table"] = os.path.abspath(data["table"])
+    learned = {**config, "data": data, "tasks": describe_tasks(case.tasks)}
+    own = OwnRun(learned, case.scan, workdir)
     try:
         check_config(own.config)
     except ConfigError as error:

@@ -175,6 +175,12 @@ def test_bad_calls_say_what_would_be_right(tmp_path, runs):
         learn(tmp_path / "b", spacing=(1, None, 1))
     with pytest.raises(DataError, match="a spacing is of arrays"):
         learn(tmp_path / "b", nib.Nifti1Image(FIRST, AFFINE), spacing=(1, 1, 1))
+    with pytest.raises(DataError, match="colour is said of an array"):
+        learn(tmp_path / "b", nib.Nifti1Image(FIRST, AFFINE), colour=True)
+    with pytest.raises(DataError, match="time must be a number, got True"):
+        learn(tmp_path / "b", time=True)
+    with pytest.raises(TypeError, match="learn has no 'chanel'; there are mask, time, channel,"):
+        learn(tmp_path / "b", chanel="T1")
     with pytest.raises(DataError, match="masked; filled ones would be right"):
         learn(tmp_path / "b", np.ma.masked_less(FIRST, 0))
     with pytest.raises(ValueError, match=r"times must be 1 to .*; got 2\.5"):
@@ -184,6 +190,8 @@ def test_bad_calls_say_what_would_be_right(tmp_path, runs):
         learn(tmp_path / "file")
     own = learn(tmp_path / "d", nib.Nifti1Image(FIRST, AFFINE), mask=LABELS)
     assert own.scans[0]["spacing"] == [1.5, 1.5, 3.0]
+    nib.save(nib.Nifti1Image(FIRST, AFFINE), tmp_path / "first.nii")
+    assert learn(tmp_path / "e", tmp_path / "first.nii", mask=LABELS).tasks == (1,)
     placeless = learn(tmp_path / "c", nib.Nifti1Image(FIRST, None))
     assert not placeless.scans[0]["placed"]
     paper = nfcl_jax.open_run(runs("domain_expansion", "siren", "finetune"))
@@ -209,9 +217,12 @@ def test_the_same_script_again_learns_nothing(tmp_path):
 
     first, again = script(), script()
     assert first.tasks == again.tasks == (1, 2, 3, 4)
-    more = again.learn(mask=LABELS, channel="more")
-    now = more.scores[more.scores["trained_task"] == 5]
-    assert set(now["evaluated_task"]) == {1, 2, 3, 4, 5}
+    later = again.learn(SECOND, channel="T2", time=365)
+    with pytest.warns(UserWarning, match="mask was learned at 0, .* time=365 would learn it"):
+        assert later.learn(mask=LABELS).tasks[-1] == 5
+    more = again.learn(mask=LABELS, channel="more", time=9)
+    now = more.scores[more.scores["trained_task"] == 6]
+    assert set(now["evaluated_task"]) == {1, 2, 3, 4, 6}
 
 
 def test_joint_training_goes_on_with_what_the_script_holds(tmp_path):

@@ -91,6 +91,9 @@ def test_one_name_is_grey_or_in_colour(folder):
     assert "line 3" in faults["p"][0] and "in colour, which the first image is not" in str(faults)
     _, faults = cases(folder, "p,1,grey.png,colour.png,,,\n")
     assert "a mask in colour" in faults["p"][0]
+    Image.fromarray(GREEN).save(folder / "labels.jpg")
+    _, faults = cases(folder, "p,1,grey.png,labels.jpg,,,\n")
+    assert "JPEG changes values, and with them labels; PNG would be right" in faults["p"][0]
 
 
 def test_pictures_are_read_as_they_look(folder, tmp_path):
@@ -167,7 +170,11 @@ def test_a_field_of_a_picture_is_asked_and_exported(folder, tmp_path, field):
     np.testing.assert_allclose(mm(there), expected, atol=1e-5)
     np.testing.assert_allclose(mm.to_mm(at), there, atol=1e-6)
     path = opened.to_nifti("p", 3, tmp_path / "out.nii.gz")
-    assert nib.load(path).shape == (WIDTH, HEIGHT, 1, 2, 3)
+    written = nib.load(path)
+    assert written.shape == (WIDTH, HEIGHT, 1, 2, 3)
+    assert written.header["pixdim"][4] == 9 and written.header["toffset"] == 0
+    with pytest.raises(ValueError, match="one time was learned by then: there are none in between"):
+        opened.to_nifti("p", 2, path, times=5)
     assert nib.load(opened.to_nifti("p", 1, path)).shape == (WIDTH, HEIGHT, 1, 1, 3)
     assert nib.load(opened.to_nifti("p", 3, path, output="mask")).shape == (WIDTH, HEIGHT, 1, 2)
     if field == "siren":

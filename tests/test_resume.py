@@ -73,6 +73,9 @@ def test_one_process_at_a_time(tmp_path):
     (tmp_path / ".lock").write_text("process 1 on another machine")  # left by a dead one
     with locked(tmp_path), pytest.raises(ConfigError, match=rf"process {os.getpid()} on .* work"):
         locked(tmp_path).__enter__()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file: not a folder; another --workdir would be right"):
+        locked(tmp_path / "file").__enter__()
     with locked(tmp_path):
         pass
 

@@ -122,6 +122,39 @@ def test_images_are_compared_with_each_other_where_the_first_has_no_place(folder
     assert "line 4: " in fault and "t1.nii.gz has shape" in fault
 
 
+def test_labels_are_whole_but_for_rounding(folder):
+    """As of a file that stores them scaled."""
+    mask = np.asarray(nib.load(folder / "mask.nii.gz").dataobj)
+    save(folder / "scaled.nii.gz", (mask / 17).astype("f4") * np.float32(17) + np.float32(1e-6))
+    (case,), _ = read(folder, "p1,1,t1.nii.gz,scaled.nii.gz,,,\n")
+    (lesson,) = (own for own in case.tasks[0].lessons if own.head.kind == "mask")
+    assert lesson.head.labels == (-4, 0, 17)
+    save(folder / "half.nii.gz", np.where(mask > 0, 0.9990234375, 0.0))
+    (fault,) = read(folder, "p1,1,t1.nii.gz,half.nii.gz,,,\n").faults["p1"]
+    assert "labels must be whole numbers, found 0.999023438." in fault
+
+
+def test_a_scale_of_its_own_is_taken_if_it_is_stated(folder):
+    save(folder / "large.nii.gz", (4000 * PLACES[..., 1]).astype("f4"))
+    rows = "p1,1,t1.nii.gz,,0,,-100:100\np1,2,large.nii.gz,,9,,{}\n"
+    assert "a range of its own" in read(folder, rows.format("")).faults["p1"][0]
+    (case,), _ = read(folder, rows.format("-4000:4000"))
+    np.testing.assert_allclose(case.scan.values["image"][1], (PLACES[..., 1] + 1) / 2, atol=1e-6)
+
+
+def test_what_no_nifti_file_is_may_be_one_of_other_kinds(folder):
+    nib.save(nib.Nifti1Pair(PLACES[..., 0].astype("f4"), AFFINE), folder / "pair.img")
+    shutil.copy(folder / "t1.nii.gz", folder / "T1.NII.GZ")
+    (folder / "t1.mgz").write_bytes(b"another format")
+    for name, message in (
+        ("pair.hdr", "a pair of .hdr and .img; one file .nii or .nii.gz would be right"),
+        ("t1.mgz", "no NIfTI header; a file .nii or .nii.gz, as dcm2niix writes, would be right"),
+    ):
+        (fault,) = read(folder, f"p1,1,{name},,,,\n").faults["p1"]
+        assert message in fault
+    assert not read(folder, "p1,1,T1.NII.GZ,,,,\n").faults
+
+
 def test_a_mask_is_background_beyond_its_file_or_refused(folder):
     labels = np.full((12, 10, 2), 41, "i2")
     labels[3] = 1000

@@ -1,20 +1,26 @@
 """Rows of a table that were learned before: what may change, and what may not."""
 
+import nibabel as nib
 import pytest
 from commands import command
-from test_sequence import folder  # noqa: F401
+from test_sequence import PLACES, folder, unplaced  # noqa: F401
 from test_table_run import ROWS, config_of, learn, learned, same
 
-from nfcl_jax.errors import ConfigError
+from nfcl_jax.errors import ConfigError, DataError
 from nfcl_jax.run_folder import read_records
+from nfcl_jax.runs import open_run
 
 CHANGES = {
     "another file": (0, "p1,1,t2.nii.gz,,0,T1,", "T1 at 0 in task 1; the table has another file"),
-    "another range": (0, "p1,1,t1.nii.gz,,0,T1,0:9", "T1 at 0 in task 1; the table has another"),
+    "another range": (0, "p1,1,t1.nii.gz,,0,T1,0:9", "the table has the range 0 to 9 instead of"),
     "another time": (0, "p1,1,t1.nii.gz,,9,T1,", "T1 at 0 in task 1; the table has T1 at 9 in"),
     "another name": (1, "p1,2,t2.nii.gz,,0,PD,", "T2 at 0 in task 2; the table has PD at 0 in"),
     "a row less": (1, "", "T2 at 0 in task 2; the table has no such row"),
-    "a row more": (0, f"{ROWS[0]}\np1,1,t2.nii.gz,,1,T1,", "T2 at 0 in task 2; the table has T1"),
+    "a row more": (
+        0,
+        f"{ROWS[0]}\np1,1,t2.nii.gz,,1,T1,",
+        "T1 at 1 in task 1 is new; a task after 2",
+    ),
 }
 
 
@@ -25,6 +31,28 @@ def test_a_row_that_was_learned_may_not_change(folder, tmp_path, change):  # noq
     changed = [row if n == number else old for n, old in enumerate(ROWS[:2])]
     with pytest.raises(ConfigError, match=message):
         learn(folder, tmp_path / "run", [row for row in changed if row])
+
+
+def test_a_row_whose_file_is_gone_may_not_change_either(folder, tmp_path):  # noqa: F811
+    rows = ["p1,1,t1.nii.gz,,0,T1,", "p1,2,t2.nii.gz,,0,T2,"]
+    learn(folder, tmp_path / "run", rows)
+    (folder / "t1.nii.gz").unlink()
+    learn(folder, tmp_path / "run", rows)
+    with pytest.raises(ConfigError, match="the table has the range 0 to 77 instead of"):
+        learn(folder, tmp_path / "run", ["p1,1,t1.nii.gz,,0,T1,0:77", rows[1]])
+
+
+def test_a_later_file_lies_where_an_earlier_one_did_even_if_that_is_gone(folder, tmp_path):  # noqa: F811
+    """Where the first of all has no place in the scanner."""
+    unplaced(folder / "nowhere.nii.gz", PLACES[..., 0].astype("f4"))
+    nib.save(nib.load(folder / "later.nii.gz").slicer[::-1, ::-1], folder / "flipped.nii.gz")
+    rows = ["p1,1,nowhere.nii.gz,,0,A,", "p1,2,t1.nii.gz,,0,B,"]
+    learn(folder, tmp_path / "run", rows)
+    (folder / "t1.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"what was learned has shape 12 x 10 x 4, affine \[\[1\.5"):
+        learn(folder, tmp_path / "run", [*rows, "p1,3,flipped.nii.gz,,0,C,"])
+    learn(folder, tmp_path / "run", [*rows, "p1,3,later.nii.gz,,0,C,"])
+    learn(folder, tmp_path / "run", [*rows, "p1,3,later.nii.gz,,0,C,"])
 
 
 def test_a_changed_row_is_named_by_the_check_too(folder, tmp_path):  # noqa: F811
@@ -48,3 +76,22 @@ def test_rows_of_a_learned_task_may_come_in_any_order(folder, tmp_path):  # noqa
     assert same(learned(tmp_path, 1), before)
     record = read_records(tmp_path / "patients/p1/scan/patients.json")[0]
     assert [row["time"] for row in record["rows"]] == [0, 10, 5]
+
+
+def test_a_field_is_found_by_the_tables_name_and_its_times_are_those_of_the_table(
+    folder, tmp_path, caplog  # noqa: F811
+):  # fmt: skip
+    names = ("t1", "t2", "later")
+    rows = [
+        f"p1/left,{n},{name}.nii.gz,,{t},,"
+        for n, (name, t) in enumerate(zip(names, (10, 40, 730), strict=True), 1)
+    ]
+    (own,) = learn(folder, tmp_path / "run", rows)
+    with pytest.raises(FileNotFoundError, match="run/patients/p1/left would be one"):
+        open_run(tmp_path / "run")
+    for task, step in ((3, 360), (2, 30)):
+        path = open_run(own.workdir).to_nifti("p1/left", task, tmp_path / "x.nii")
+        header = nib.load(path).header
+        assert (header["pixdim"][4], header["toffset"]) == (step, 10)
+        assert ("the times 10, 40, 730 are not equidistant" in caplog.text) == (task == 3)
+        caplog.clear()

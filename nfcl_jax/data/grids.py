@@ -1,6 +1,8 @@
 """Whether two volumes lie on one grid, and one volume on the grid of another."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +15,26 @@ SAME_PLACE = 0.5  # of a voxel, between the corners of two grids
 EDGE = 1e-3  # of a voxel, by which affines in float32 may be off
 
 log = logging.getLogger("nfcl_jax")
+
+
+class Placed(NamedTuple):
+    """The first volume of a patient that has a place in the scanner, where the first of all has
+    none: what it is called, itself, and its task."""
+
+    name: str
+    volume: Volume
+    task: int
+
+    def described(self) -> dict[str, Any]:
+        """What is kept of it: later files must lie there, even if it is gone."""
+        return {"placed_at": {"task": self.task, "affine": self.volume.affine.tolist()}}
+
+
+def grid_of_record(record: Mapping[str, Any]) -> Volume:
+    """A volume on the grid of a scan in patients.json, with voxels that do not matter."""
+    voxels = np.broadcast_to(np.float32(0), record["shape"][-3:])
+    place = np.array(record["affine"], float), record["placed"]
+    return Volume(voxels, tuple(record["spacing"]), *place)
 
 
 def same_grid(a: Volume, b: Volume) -> bool:

@@ -1,5 +1,6 @@
 """The scans of a table: each patient's on one grid, with what is to be learned of them in turn."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nfcl_jax.data import sources
-from nfcl_jax.data.grids import described_grid, resampled, same_grid
+from nfcl_jax.data.grids import Placed, described_grid, grid_of_record, resampled, same_grid
 from nfcl_jax.data.table import File, Row, read_table
 from nfcl_jax.data.things import (
     Found,
@@ -20,6 +21,7 @@ from nfcl_jax.data.things import (
     images_of,
     labels_of,
     tasks_of_things,
+    whole_labels,
 )
 from nfcl_jax.data.volumes import Volume, collect
 from nfcl_jax.errors import ConfigError, DataError
@@ -91,13 +93,6 @@ def read_case(rows: Sequence[Row], reading: Reading, known: Known | None, where:
     return Cases([case], {}) if case else Cases([], {rows[0].patient: reader.faults})
 
 
-def grid_of_record(record: Mapping[str, Any]) -> Volume:
-    """A volume on the grid of a scan in patients.json, with voxels that do not matter."""
-    voxels = np.broadcast_to(np.float32(0), record["shape"][-3:])
-    place = np.array(record["affine"], float), record["placed"]
-    return Volume(voxels, tuple(record["spacing"]), *place)
-
-
 def time_range_of(words: str) -> tuple[float, float] | None:
     """The two times of a flag such as "0,730"; None if it is empty.
 
@@ -124,9 +119,14 @@ class _Reader:
         self.digest = functools.cache(sources.digest)
         self.volume = functools.lru_cache(maxsize=2)(sources.read)  # rows of a cine come together
         self.grid: tuple[str, Volume] | None = None
-        self.placed: tuple[str, Volume] | None = None  # the first that is, if that one is not
+        self.placed: Placed | None = None  # the first that is, if that one is not
         if known:
             self.grid = "what was learned", grid_of_record(known.record)
+            later = known.record.get("placed_at", {})
+            if later.get("task", len(known.tasks) + 1) <= len(known.tasks):
+                place = {"affine": np.array(later["affine"], float), "placed": True}
+                volume = dataclasses.replace(self.grid[1], **place)
+                self.placed = Placed("what was learned", volume, later["task"])
 
     def case(self, rows: Sequence[Row]) -> Case | None:
         """What the field is to learn by rows in their order; None if there are faults."""
@@ -170,6 +170,7 @@ class _Reader:
             source={
                 "rows": [described(row, things, ranges, self.digest) for row in rows],
                 "placed": self.grid[1].placed,
+                **(self.placed.described() if self.placed else {}),
             },
         )
         return Case(scan, tasks_of_things(things, heads))
@@ -219,18 +220,20 @@ class _Reader:
 
     def found(self, thing: Thing) -> Found | None:
         faults: list[str] = []
-        read = collect(faults, self.on_grid, thing.file, thing.is_mask)
+        read = collect(faults, self.on_grid, thing.file, thing.is_mask, thing.row.task)
         for fault in faults:
             self.fault(thing.row, fault)
         return read
 
-    def on_grid(self, file: File, is_mask: bool) -> Found:
+    def on_grid(self, file: File, is_mask: bool, task: int) -> Found:
         """A file, or a frame of it."""
         try:
             volume = self.volume(file.path, 4 if file.frame else 3, is_mask)
         except DataError as error:
             hint = " A frame of a 4D file would be file.nii.gz#1."
             raise DataError(f"{error}{hint * ('expected 3 dim' in str(error))}") from error
+        if is_mask:
+            volume = dataclasses.replace(volume, data=whole_labels(volume.data))
         whole = volume.range or range_of(volume.data)
         if file.frame:
             count = volume.data.shape[3]
@@ -242,7 +245,7 @@ class _Reader:
             raise DataError(f"{file}: every voxel is {volume.data.min():g}, nothing to fit.")
         if self.grid is None:
             self.grid = str(file), volume
-        for other, first in [self.grid, *([self.placed] if self.placed else [])]:
+        for other, first in [self.grid, *([self.placed[:2]] if self.placed else [])]:
             if not same_grid(volume, first):
                 if self.reading.resample:
                     return Found(resampled(str(file), volume, other, first, is_mask), whole)
@@ -251,7 +254,7 @@ class _Reader:
                     "grid, or resample=True (--config.data.resample; of volumes), would be right."
                 )
         if volume.placed and not self.grid[1].placed and self.placed is None:
-            self.placed = str(file), volume
+            self.placed = Placed(str(file), volume, task)
         return Found(volume.data, whole)
 
 

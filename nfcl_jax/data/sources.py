@@ -89,8 +89,10 @@ def volume_of_picture(picture: Image.Image, name: str, is_mask: bool = False) ->
 
     Raises:
       DataError: if it has transparent pixels or other colours than red, green and blue, or is too
-        small.
+        small; or if it holds labels that were compressed with loss.
     """
+    if is_mask and picture.format == "JPEG":
+        raise DataError(f"{name}: JPEG changes values, and with them labels; PNG would be right.")
     picture = ImageOps.exif_transpose(picture)  # as cameras mean it
     if picture.mode == "P" and is_mask:
         picture = Image.fromarray(np.asarray(picture))

@@ -238,7 +238,7 @@ def _number(cell: str, separator: str) -> float | None:
         number = float(cell if separator == "," else cell.replace(",", "."))
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if math.isfinite(number) and "_" not in cell else None
 
 
 def _contradictions(rows: Iterable[Row], whole: bool) -> Iterator[str]:

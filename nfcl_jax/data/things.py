@@ -1,22 +1,19 @@
 """What the rows of a table teach, thing by thing: heads, tasks, values."""
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nfcl_jax.data.grids import described_grid, same_grid
-from nfcl_jax.data.sources import InMemory, Source
+from nfcl_jax.data.sources import Source
 from nfcl_jax.data.table import File, Row
-from nfcl_jax.data.volumes import Volume
-from nfcl_jax.errors import DataError
 from nfcl_jax.scan import range_of, rescaled, scale_intensities
 from nfcl_jax.scenarios import Head, Lesson, Task, image_head, mask_head
 
 MAX_LABELS = 64  # of a mask; more are an image
 MAX_LABEL = 2**24  # beyond, float32 does not tell them apart
-MAX_CHANGE = 10.0  # of the width of a channel's range, from a patient's first image to another
+# Of the width of a channel's range, from a patient's first image to another that states none.
+MAX_CHANGE = 10.0
 
 Range = tuple[float, float]
 Place = tuple[str, int]  # the name of a head, and a frame, from 0
@@ -59,6 +56,13 @@ class Found(NamedTuple):
     whole: Range
 
 
+def whole_labels(data: np.ndarray) -> np.ndarray:
+    """Labels as a file means them that stores them scaled: whole, where they are but for rounding
+    in float32."""
+    whole = np.rint(data)
+    return whole if np.allclose(data, whole, rtol=0, atol=1e-4) else data
+
+
 def labels_of(
     things: Iterable[Thing], found: Mapping[Place, Found], earlier: Iterable[Task], fault: Fault
 ) -> dict[str, np.ndarray]:
@@ -73,9 +77,8 @@ def labels_of(
         own = np.unique(found[thing.place].data)
         known = labels.setdefault(thing.name, own)
         if (own != np.rint(own)).any():
-            fault(
-                thing.row, f"{thing.file}: labels must be whole numbers, found {_listed(own[:8])}."
-            )
+            found_ = ", ".join(f"{label:.9g}" for label in own[own != np.rint(own)][:8])
+            fault(thing.row, f"{thing.file}: labels must be whole numbers, found {found_}.")
         elif len(own) > MAX_LABELS:
             fault(thing.row, f"{thing.file}: {len(own)} labels; is it an image?")
         elif np.abs(own).max() >= MAX_LABEL:
@@ -126,7 +129,7 @@ def images_of(
     files: dict[tuple[str, Source, Range | None], list[Thing]] = {}
     for thing in (thing for thing in things if not thing.is_mask):
         if thing.is_gone:
-            ranges[thing.place] = tuple(thing.known["range"])
+            ranges[thing.place] = thing.row.range or tuple(thing.known["range"])
             first.setdefault(thing.name, (thing.file, ranges[thing.place]))
         else:
             key = thing.name, thing.file.path, thing.row.range
@@ -137,12 +140,12 @@ def images_of(
         if given or own[0].file.frame or range_of(stack) != whole:  # such as after resampling
             scaled = np.clip(rescaled(scaled, range_of(stack), whole), 0, 1)
         other, range_there = first.setdefault(name, (path, whole))
-        if not 1 / MAX_CHANGE <= np.ptp(whole) / np.ptp(range_there) <= MAX_CHANGE:
+        if not given and not 1 / MAX_CHANGE <= np.ptp(whole) / np.ptp(range_there) <= MAX_CHANGE:
             ends = [f"from {low:g} to {high:g}" for low, high in (whole, range_there)]
             fault(
                 own[0].row,
                 f"{path}: {name} is {ends[0]}, that of {other} {ends[1]}; the same units, "
-                "or another channel, would be right.",
+                "a range of its own, or another channel, would be right.",
             )
         for thing, image in zip(own, scaled, strict=True):
             if image.min() == image.max():
@@ -205,70 +208,6 @@ def described(
         if not thing.is_mask:
             described[kind]["range"] = ranges[thing.place]
     return described
-
-
-def refuse_other_terms(
-    row: Row,
-    found: Mapping[int, Mapping[str, File]],
-    records: Sequence[Mapping[str, Any]],
-    grid: Volume | None,
-    resample: bool,
-) -> None:
-    """Raises DataError if something was learned by another intensity range, or at other places
-    than on this grid, to which a volume that has a place may be resampled."""
-    for task, files in found.items():
-        (record,) = [own for own in records if own["task"] == task]
-        for kind, file in files.items():
-            name = record[kind]["name"]
-            held = file.path.volume if isinstance(file.path, InMemory) else None
-            if held and grid and not (resample and held.placed) and not same_grid(held, grid):
-                raise DataError(
-                    f"{name} was learned in task {task} with {described_grid(grid)}; here it has "
-                    f"{described_grid(held)}. Another workdir would be right."
-                )
-            if kind == "image" and row.range and _other_ends(row.range, record[kind]["range"]):
-                low, high = record[kind]["range"]
-                raise DataError(
-                    f"{name} was learned in task {task} with an intensity_range of {low:g}, "
-                    f"{high:g}; another workdir would be right for another one."
-                )
-
-
-def _other_ends(a: Sequence[float], b: Sequence[float]) -> bool:
-    return not np.allclose(a, b, rtol=1e-6, atol=0)
-
-
-def differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) -> list[str]:
-    """A line for each row of the first `learned` tasks of a table's scan that is not as it was in
-    `there`. In the records is left what must not differ beside them: the grid."""
-    if "rows" not in there or "rows" not in wanted:
-        return []
-    lines, old_and_new = [], [record.pop("rows") for record in (there, wanted)]
-    before, now = ([row for row in own if row["task"] <= learned] for own in old_and_new)
-    for record in (there, wanted):
-        record["grid"] = record["shape"][-3:]
-        for key in ("shape", "frame_numbers", "times", "parameters", "sha256"):
-            record.pop(key, None)
-    if not learned:  # by another first file, maybe
-        for record in (there, wanted):
-            for key in ("grid", "spacing", "affine", "placed"):
-                record.pop(key, None)
-    name = f"patients.{there['patient']}/{there['image']}"
-    for old, new in itertools.zip_longest(before, now):
-        if old is None:
-            lines.append(f"{name}: {_named(new)} is new; a task after {learned} would be right")
-        elif new != old:
-            same = new is not None and _named(old) == _named(new)
-            instead = "another file or range" if same else _named(new) if new else "no such row"
-            lines.append(f"{name}: learned {_named(old)}; the table has {instead}")
-    return lines
-
-
-def _named(row: Mapping[str, Any]) -> str:
-    """What a row teaches, and when."""
-    names = [row[kind]["name"] for kind in ("image", "mask") if kind in row]
-    at = "" if row["time"] is None else f" at {row['time']:g}"
-    return f"{' and '.join(names)}{at} in task {row['task']}"
 
 
 def _listed(labels: np.ndarray) -> str:

@@ -180,12 +180,14 @@ def _read_header(path: Path) -> tuple[type[nib.Nifti1Image], nib.Nifti1Header, n
         header = kind.header_class
         if header.may_contain_header(start):
             block = start[: header.sizeof_hdr]
+            if header(block, check=False)["magic"].item().startswith(b"ni"):
+                raise ValueError("a pair of .hdr and .img; one file .nii or .nii.gz would be right")
             return kind, header(block, check=False), header(block)
-    raise ValueError("no NIfTI header")
+    raise ValueError("no NIfTI header; a file .nii or .nii.gz, as dcm2niix writes, would be right")
 
 
 def _opened(path: Path):
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _read_to_the_end(path: Path, size: int) -> bytearray:

@@ -113,27 +113,32 @@ def kept_of(fields: Iterable[Field]) -> list[Kept]:
 
 
 class Mean(NamedTuple):
-    """The same of all fields that learned it in the same task: means over those who have a number,
-    who has lost the most, and how much."""
+    """The same of all fields that learned it in the same task: means over those that were measured
+    both times, or else when it was learned; who has lost the most, and how much."""
 
     task: int
     learned: str
     metric: str
     fields: int
+    measured: int
     then: float | None
     now: float | None
-    lost: float | None
     worst: Kept | None
+
+    @property
+    def lost(self) -> float | None:
+        """None where it was not measured, or is the newest of all fields."""
+        return None if self.worst is None else self.then - self.now
 
     def words(self) -> dict[str, str]:
         """A row of a table."""
-        worst, most = self.worst, ""
+        worst, most, few = self.worst, "", f"{self.measured} of {self.fields}"
         if worst:
             most = f"{_number(self.metric, worst.lost)} ({worst.patient})"
         return {
             "task": str(self.task),
             "learned": self.learned,
-            "fields": str(self.fields),
+            "fields": str(self.fields) if self.measured == self.fields else few,
             "score": metric_title(self.metric),
             "when learned": _number(self.metric, self.then),
             "now": _number(self.metric, self.now),
@@ -150,23 +155,26 @@ def means_of(kept: Iterable[Kept]) -> list[Mean]:
     found = []
     for (task, head, metric), members in sorted(groups.items(), key=lambda item: item[0][0]):
         titles = {own.learned for own in members}
-        losers = [own for own in members if own.lost is not None and np.isfinite(own.lost)]
+        both = [own for own in members if _are_finite(own.then, own.now)]
+        measured = both or [own for own in members if _are_finite(own.then)]
+        losers = [own for own in both if own.later]
         found.append(
             Mean(
                 task,
                 titles.pop() if len(titles) == 1 else head,
                 metric,
                 len(members),
-                *(_mean(getattr(own, name) for own in members) for name in ("then", "now", "lost")),
+                len(measured),
+                float(np.mean([own.then for own in measured])) if measured else None,
+                float(np.mean([own.now for own in both])) if both else None,
                 max(losers, key=lambda own: own.lost) if losers else None,
             )
         )
     return found
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None and np.isfinite(value)]
-    return float(np.mean(known)) if known else None
+def _are_finite(*values: float | None) -> bool:
+    return all(value is not None and np.isfinite(value) for value in values)
 
 
 def answer(fields: Sequence[Field], kept: Sequence[Kept]) -> str:

@@ -1,0 +1,96 @@
+"""Whether rows are what they were when they were learned."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nfcl_jax.data.grids import described_grid, same_grid
+from nfcl_jax.data.sources import InMemory
+from nfcl_jax.data.table import File, Row
+from nfcl_jax.data.volumes import Volume
+from nfcl_jax.errors import DataError
+
+
+def refuse_other_terms(
+    row: Row,
+    found: Mapping[int, Mapping[str, File]],
+    records: Sequence[Mapping[str, Any]],
+    grid: Volume | None,
+    resample: bool,
+) -> None:
+    """Raises DataError if something was learned by another intensity range, or at other places
+    than on this grid, to which a volume that has a place may be resampled."""
+    for task, files in found.items():
+        (record,) = [own for own in records if own["task"] == task]
+        for kind, file in files.items():
+            name = record[kind]["name"]
+            held = file.path.volume if isinstance(file.path, InMemory) else None
+            if held and grid and not (resample and held.placed) and not same_grid(held, grid):
+                raise DataError(
+                    f"{name} was learned in task {task} with {described_grid(grid)}; here it has "
+                    f"{described_grid(held)}. Another workdir would be right."
+                )
+            if kind == "image" and row.range and _other_ends(row.range, record[kind]["range"]):
+                low, high = record[kind]["range"]
+                raise DataError(
+                    f"{name} was learned in task {task} with an intensity_range of {low:g}, "
+                    f"{high:g}; another workdir would be right for another one."
+                )
+
+
+def _other_ends(a: Sequence[float], b: Sequence[float]) -> bool:
+    return not np.allclose(a, b, rtol=1e-6, atol=0)
+
+
+def differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) -> list[str]:
+    """A line for each row of the first `learned` tasks of a table's scan that is not as it was in
+    `there`. In the records is left what must not differ beside them: the grid."""
+    if "rows" not in there or "rows" not in wanted:
+        return []
+    lines, old_and_new = [], [record.pop("rows") for record in (there, wanted)]
+    before, now = ([row for row in own if row["task"] <= learned] for own in old_and_new)
+    for record in (there, wanted):
+        record["grid"] = record["shape"][-3:]
+        for key in ("shape", "frame_numbers", "times", "parameters", "sha256", "placed_at"):
+            record.pop(key, None)
+    if not learned:  # by another first file, maybe
+        for record in (there, wanted):
+            for key in ("grid", "spacing", "affine", "placed"):
+                record.pop(key, None)
+    name = f"patients.{there['patient']}/{there['image']}"
+    old_names = {_named(row) for row in before}
+    same = {_named(row): row for row in now if _named(row) in old_names}
+    new = [row for row in now if _named(row) not in old_names]
+    for old in before:
+        words, own = _named(old), same.get(_named(old))
+        if own is None:
+            instead = [row for row in new if row["task"] == old["task"]][:1]
+            new = [row for row in new if row not in instead]
+            has = _named(*instead) if instead else "no such row"
+            lines.append(f"{name}: learned {words}; the table has {has}")
+        elif own != old:
+            lines.append(f"{name}: learned {words}; the table has {_what_differs(old, own)}")
+    ends = f"is new; a task after {learned} would be right"
+    return lines + [f"{name}: {_named(row)} {ends}" for row in new]
+
+
+def _what_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Between two rows that teach the same."""
+    for kind in ("image", "mask"):
+        then, now = old.get(kind, {}), new.get(kind, {})
+        if then.get("frame") != now.get("frame"):
+            return f"another frame of the {kind}'s file"
+        if then.get("sha256") != now.get("sha256"):
+            return f"another file of the {kind}, or one that has changed"
+        if then.get("range") != now.get("range"):
+            ends = (" to ".join(f"{end:g}" for end in own["range"]) for own in (now, then))
+            return "the range {} instead of {}".format(*ends)
+    return "another row"
+
+
+def _named(row: Mapping[str, Any]) -> str:
+    """What a row teaches, and when."""
+    names = [row[kind]["name"] for kind in ("image", "mask") if kind in row]
+    at = "" if row["time"] is None else f" at {row['time']:g}"
+    return f"{' and '.join(names)}{at} in task {row['task']}"
