@@ -1,6 +1,7 @@
 """The fields of a finished run of one of the paper's experiments as those of a table of scans,
 which then goes on with them."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def config_of_table(run: Mapping[str, Any], table: Path, time_range: str) -> dic
     own = make_config(SEQUENCE, run["field"]["name"], run["strategy"])
     config = own | {key: value for key, value in run.items() if key in own}
     config |= {"scenario": SEQUENCE, "data": own["data"]}
-    config["data"] |= {"table": str(table), "time_range": time_range}
+    config["data"] |= {"table": os.path.abspath(table), "time_range": time_range}
     constants = config.get(run["strategy"], {})
     if "weight" in constants:
         config["mask_factor"] = constants["weight"] / own[run["strategy"]]["weight"]

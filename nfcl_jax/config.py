@@ -39,7 +39,7 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         "batch_size": kind.batch_size,
         "learning_rate": kind.learning_rate,
         "muon_rate": 0.0,  # of Muon, for matrices but a new mask's outputs; 0: all is Adam's
-        "later_factor": 1.0,  # what both are multiplied by in a later task without a new output
+        "later_factor": 1.0,  # what both are multiplied by in a later task without a new head
         "mask_later_factor": 1.0,  # and in one with a new mask, but no new image
         "keep_optimiser": False,  # whether Adam's moments go on from one task to the next
         "warmup_steps": kind.warmup_steps,  # of each task, in which the rate grows to its value

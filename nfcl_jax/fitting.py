@@ -37,7 +37,7 @@ class Recipe(NamedTuple):
       strategy: used from the second task on.
       learning_rate: of Adam.
       muon_rate: of Muon, for the layers' matrices; 0 leaves them to Adam.
-      later_factor: what both are multiplied by in a later task that teaches no new output.
+      later_factor: what both are multiplied by in a later task that teaches no new head.
       mask_later_factor: the same where it teaches a new mask, but no new image. The output layer
         then is Adam's, at the whole rate.
       keep_optimiser: whether its moments go on from one task to the next.

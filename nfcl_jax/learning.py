@@ -107,7 +107,7 @@ def learn_next(
             warnings.warn(
                 f"{workdir}: a fit diverged or collapsed; fits.csv says in which task. What comes "
                 "after it goes on from there.",
-                stacklevel=4,
+                stacklevel=3,
             )
     return *rows, row
 

@@ -53,8 +53,8 @@ def row_of(
     held: tuple[Volume | None, Sequence[Row]],
 ) -> Row:
     """The row of something new; its time is the one at which it was learned already, if it was, or
-    that of the last row, or where the range begins. Arrays lie on the grid that is there. Held are
-    that grid, and the rows of what was learned.
+    that of the last row, or where the range begins. `held` is the grid that is there, on which
+    arrays lie, and the rows of what was learned.
 
     Raises:
       DataError: for a time, range, name or image that cannot be.
@@ -70,7 +70,7 @@ def row_of(
     arrays = any(map(sources.is_array, (new.image, new.mask)))
     if new.spacing is not None and not arrays:
         raise DataError("a spacing is of arrays; what is given has its own.")
-    if new.colour is not None and not sources.is_array(new.image):
+    if new.colour and not sources.is_array(new.image):
         raise DataError("colour is said of an array; what is given says it itself.")
 
     def file(what: Any, kind: str) -> File | None:

@@ -108,12 +108,10 @@ def sampled(
     scan: Mapping[str, Any],
     wanted: Sampling,
     num_learned: int,
-    time_range: tuple[float, float] = (-1.0, 1.0),
 ) -> tuple[list[np.ndarray], np.ndarray, list[float], float]:
     """Coordinates along each axis, the affine, the size of a voxel along each axis, and the first
-    time. `scan` is its record in patients.json, `time_range` that of a table's scans. Where these
-    are not equidistant, which NIfTI cannot say, the size is their mean distance, and a warning
-    says so.
+    time. `scan` is its record in patients.json. Where a table's times are not equidistant, which
+    NIfTI cannot say, the size along them is their mean distance, and a warning says so.
 
     Raises:
       ValueError: for a spacing or a number of times that cannot be, or too many points for the
@@ -131,15 +129,14 @@ def sampled(
         if times and times > 1 and len(there) < 2:
             raise ValueError("one time was learned by then: there are none in between.")
         axes.append(np.linspace(there[0], there[-1], times) if times else np.array(there))
-        low, high = time_range
-        own = [float(f"{low + (at + 1) * (high - low) / 2:.6g}") for at in axes[3]]  # of float32
-        voxel.append((own[-1] - own[0]) / max(len(own) - 1, 1) or 1.0)
+        own = sorted(list(dict.fromkeys(row["time"] for row in scan["rows"]))[:num_learned])
         first_time = own[0]
-        if not np.allclose(np.diff(own), voxel[3], rtol=1e-3):
+        voxel.append((own[-1] - first_time) / max(len(axes[3]) - 1, 1) or 1.0)
+        if not times and not np.allclose(np.diff(own), voxel[3], rtol=1e-3):
             log.warning(
                 "the times %s are not equidistant, which a NIfTI file cannot say: its header has "
-                "their mean distance; `times` (--times) writes equidistant ones",
-                ", ".join(f"{time:g}" for time in own),
+                "their mean distance; times=N (--times=N) writes N that are",
+                ", ".join(f"{time:.9g}" for time in own),
             )
     elif frames:
         last = num_learned - 1

@@ -10,7 +10,7 @@ class Recipe(NamedTuple):
 
     Attributes:
       muon_rate: where an image is new.
-      later_factor: what it and Adam's rate are multiplied by in a later task without a new output.
+      later_factor: what it and Adam's rate are multiplied by in a later task without a new head.
       mask_later_factor: the same in one with a new mask, but no new image.
       time_scale: of the frames.
       weight: of distillation while frames are learned.

@@ -177,7 +177,8 @@ class Run:
         The image is in [0, 1], the ends of the scan's `intensity_range` or, in a table, of the
         `range` that patients.json has of its row; the mask has its labels.
         A cine has the frames that were learned by then, along the fourth axis, whose voxel size is
-        the time between two as a fraction of the cardiac cycle; of a table's, in its own units.
+        the time between two as a fraction of the cardiac cycle; of a table's, in its own units, and
+        the mean where times are not equidistant.
 
         Args:
           patient: as for `field`.
@@ -205,8 +206,7 @@ class Run:
             raise ValueError(
                 f"output must be one of {', '.join(outputs)} after task {task}, got {output!r}."
             )
-        frames, ends = num_frames(tasks), self._time_range()
-        axes, affine, voxel, first_time = sampled(scan, wanted, frames, ends)
+        axes, affine, voxel, first_time = sampled(scan, wanted, num_frames(tasks))
         head = outputs[output]
         channels = field.on_grid(axes)[..., head.channels]
         volume = as_volume(head, channels, head.name != output)

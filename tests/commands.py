@@ -9,10 +9,9 @@ import tempfile
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 
-from conftest import REPOSITORY
-
+REPOSITORY = Path(__file__).parents[1]
 # `python -m`, but for the two seconds of its imports: the processes are forked from one that has
-# imported what commands do, and has asked no device yet.
+# imported what commands do, and has asked no device yet. Their environment is that of its start.
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(["nfcl_jax", "experiments.launch.cli", "nfcl_jax.report.report"])
 SECONDS = 300

@@ -156,13 +156,14 @@ def test_the_tables_of_longer_sequences_are_those_of_their_runs(tmp_path):
     assert (tmp_path / "tables.md").read_text() == (REPRODUCTION / "long.md").read_text()
 
 
-def test_the_tables_of_sirens_choices_are_those_of_their_runs(tmp_path, without_figures):
+@pytest.mark.parametrize("name", ["others", "schedule"])
+def test_the_tables_of_several_grids_are_those_of_their_runs(tmp_path, without_figures, name):
     parts = []
-    for folder in sorted((REPRODUCTION / "others").iterdir()):
+    for folder in sorted((REPRODUCTION / name).iterdir()):
         shutil.copytree(folder / "cells", tmp_path / folder.name / "cells")
         write_report(tmp_path / folder.name)
         parts.append(f"# {folder.name}\n\n" + (tmp_path / folder.name / "tables.md").read_text())
-    assert "\n".join(parts) == (REPRODUCTION / "others.md").read_text()
+    assert "\n".join(parts) == (REPRODUCTION / f"{name}.md").read_text()
 
 
 def test_the_tables_of_the_analysis_are_those_of_its_values(tmp_path):

@@ -137,7 +137,7 @@ def test_labels_are_whole_but_for_rounding(folder):
 def test_a_scale_of_its_own_is_taken_if_it_is_stated(folder):
     save(folder / "large.nii.gz", (4000 * PLACES[..., 1]).astype("f4"))
     rows = "p1,1,t1.nii.gz,,0,,-100:100\np1,2,large.nii.gz,,9,,{}\n"
-    assert "a range of its own" in read(folder, rows.format("")).faults["p1"][0]
+    assert "a range (intensity_range) of its own" in read(folder, rows.format("")).faults["p1"][0]
     (case,), _ = read(folder, rows.format("-4000:4000"))
     np.testing.assert_allclose(case.scan.values["image"][1], (PLACES[..., 1] + 1) / 2, atol=1e-6)
 

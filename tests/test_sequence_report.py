@@ -81,10 +81,13 @@ def test_means_are_over_the_fields_that_learned_the_same_in_the_same_task():
         Kept("p3", 1, "T1", "T1 at 0", "psnr", 35.0, 30.0, 1),
         Kept("p4", 1, "T1", "T1 at 0", "psnr", float("nan"), float("nan"), 1),  # a failed fit
         Kept("p3", 2, "mask", "mask at 9", "dsc", 0.7, 0.7, 0),
+        Kept("p5", 1, "T1", "T1 at 0", "psnr", 90.0, 90.0, 0),  # which has learned nothing since
+        Kept("p6", 3, "T2", "T2 at 0", "psnr", 30.0, None, 1),
     ]
-    first, second = (own.words() for own in means_of(kept))
+    first, second, gone = (own.words() for own in means_of(kept))
+    assert (gone["when learned"], gone["now"], gone["lost"]) == ("30.0", "not measured", "")
     assert first == {
-        "task": "1", "learned": "T1 at 0", "fields": "2 of 4", "score": "PSNR, dB",
+        "task": "1", "learned": "T1 at 0", "fields": "2 of 5", "score": "PSNR, dB",
         "when learned": "32.5", "now": "29.0", "lost": "3.5", "lost most": "5.0 (p3)",
     }  # fmt: skip
     assert second == {

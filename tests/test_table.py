@@ -69,6 +69,7 @@ FAULTS = {
     "nothing to learn": ("a/t2.nii.gz", "", "line 3: neither an image nor a mask"),
     "frame 0": ("later.nii.gz#4", "later.nii.gz#0", "line 4: frames of a file count from 1"),
     "a time in words": ("365.5", "one year", "line 4: time must be a number, found 'one year'"),
+    "a time as code has it": ("365.5", "36_5", "line 4: time must be a number, found '36_5'"),
     "a time without end": ("365.5", "inf", "line 4: time must be a number, found 'inf'"),
     "some times": ("365.5", "", "line 4: no time, but line 2 of p1 has one; all or none"),
     "one thing twice": ("T2", "T1", "line 3: T1 of p1 at time 0 is in line 2 already"),

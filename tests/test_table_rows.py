@@ -1,13 +1,16 @@
 """Rows of a table that were learned before: what may change, and what may not."""
 
 import nibabel as nib
+import numpy as np
 import pytest
 from commands import command
-from test_sequence import PLACES, folder, unplaced  # noqa: F401
+from test_sequence import PLACES, folder, save, unplaced  # noqa: F401
 from test_table_run import ROWS, config_of, learn, learned, same
 
+from nfcl_jax import table_run
 from nfcl_jax.errors import ConfigError, DataError
 from nfcl_jax.run_folder import read_records
+from nfcl_jax.runner import Caller, run
 from nfcl_jax.runs import open_run
 
 CHANGES = {
@@ -55,6 +58,16 @@ def test_a_later_file_lies_where_an_earlier_one_did_even_if_that_is_gone(folder,
     learn(folder, tmp_path / "run", [*rows, "p1,3,later.nii.gz,,0,C,"])
 
 
+def test_a_later_file_may_have_voxels_of_nearly_the_same_size(folder, tmp_path):  # noqa: F811
+    """And is then where it was, when it comes again."""
+    values = np.random.default_rng(0).random((200, 14, 2), np.float32)
+    unplaced(folder / "nowhere.nii.gz", values)
+    save(folder / "somewhere.nii.gz", values[::-1], np.diag([1.51, 1.5, 3.0, 1.0]))
+    rows = ["p1,1,nowhere.nii.gz,,0,A,", "p1,2,somewhere.nii.gz,,0,B,"]
+    for _ in range(2):
+        learn(folder, tmp_path / "run", rows)
+
+
 def test_a_changed_row_is_named_by_the_check_too(folder, tmp_path):  # noqa: F811
     learn(folder, tmp_path / "run", ROWS[:2])
     config_of(folder, [ROWS[0], "p1,2,t2.nii.gz,,0,PD,"])
@@ -78,20 +91,32 @@ def test_rows_of_a_learned_task_may_come_in_any_order(folder, tmp_path):  # noqa
     assert [row["time"] for row in record["rows"]] == [0, 10, 5]
 
 
+def test_the_table_is_found_from_elsewhere(folder, tmp_path, monkeypatch):  # noqa: F811
+    """Such as by a report."""
+    config = config_of(folder, ROWS[:1])
+    config["data"]["table"] = "scans.csv"
+    monkeypatch.chdir(folder)
+    (own,) = table_run.plan(config, table_run.read_data(config, tmp_path / "r"), tmp_path / "r")
+    assert own.config["data"]["table"] == str(folder / "scans.csv")
+
+
 def test_a_field_is_found_by_the_tables_name_and_its_times_are_those_of_the_table(
     folder, tmp_path, caplog  # noqa: F811
 ):  # fmt: skip
-    names = ("t1", "t2", "later")
-    rows = [
-        f"p1/left,{n},{name}.nii.gz,,{t},,"
-        for n, (name, t) in enumerate(zip(names, (10, 40, 730), strict=True), 1)
-    ]
-    (own,) = learn(folder, tmp_path / "run", rows)
-    with pytest.raises(FileNotFoundError, match="run/patients/p1/left would be one"):
-        open_run(tmp_path / "run")
-    for task, step in ((3, 360), (2, 30)):
+    """Julian days, which six digits do not tell apart."""
+    days, names = (2460010, 2460011, 2460730), ("t1", "t2", "later")
+    rows = [f"p1/left,1,{name}.nii.gz,,{day},," for name, day in zip(names, days, strict=True)]
+    config = config_of(folder, [*rows[:2], rows[2].replace(",1,", ",2,")])
+    config["data"]["time_range"] = "2460000,2461000"
+    for _ in range(2):  # of which the second finds everything learned
+        (own,) = table_run.plan(config, table_run.read_data(config, tmp_path), tmp_path)
+        run(own.config, [own.scan], own.workdir, Caller())
+    with pytest.raises(FileNotFoundError, match="patients/p1/left would be one"):
+        open_run(tmp_path)
+    for task, step in ((2, 360), (1, 1)):
         path = open_run(own.workdir).to_nifti("p1/left", task, tmp_path / "x.nii")
         header = nib.load(path).header
-        assert (header["pixdim"][4], header["toffset"]) == (step, 10)
-        assert ("the times 10, 40, 730 are not equidistant" in caplog.text) == (task == 3)
+        assert (header["pixdim"][4], header["toffset"]) == (step, 2460010)
+        words = "the times 2460010, 2460011, 2460730 are not equidistant"
+        assert (words in caplog.text) == (task == 2)
         caplog.clear()

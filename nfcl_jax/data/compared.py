@@ -59,11 +59,10 @@ def differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) 
             for key in ("grid", "spacing", "affine", "placed"):
                 record.pop(key, None)
     name = f"patients.{there['patient']}/{there['image']}"
-    old_names = {_named(row) for row in before}
-    same = {_named(row): row for row in now if _named(row) in old_names}
-    new = [row for row in now if _named(row) not in old_names]
-    for old in before:
-        words, own = _named(old), same.get(_named(old))
+    known, there_now = map(_by_what_they_teach, (before, now))
+    new = [row for what, row in there_now.items() if what not in known]
+    for what, old in known.items():
+        words, own = _named(old), there_now.get(what)
         if own is None:
             instead = [row for row in new if row["task"] == old["task"]][:1]
             new = [row for row in new if row not in instead]
@@ -84,9 +83,15 @@ def _what_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if then.get("sha256") != now.get("sha256"):
             return f"another file of the {kind}, or one that has changed"
         if then.get("range") != now.get("range"):
-            ends = (" to ".join(f"{end:g}" for end in own["range"]) for own in (now, then))
+            ends = (" to ".join(f"{end:.9g}" for end in own["range"]) for own in (now, then))
             return "the range {} instead of {}".format(*ends)
     return "another row"
+
+
+def _by_what_they_teach(rows: Sequence[Mapping[str, Any]]) -> dict[tuple, Mapping[str, Any]]:
+    """Rows of one scan by their task, time and names, of which no two are the same."""
+    names = [tuple(row.get(kind, {}).get("name") for kind in ("image", "mask")) for row in rows]
+    return {(row["task"], row["time"], *own): row for row, own in zip(rows, names, strict=True)}
 
 
 def _named(row: Mapping[str, Any]) -> str:

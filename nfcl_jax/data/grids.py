@@ -27,7 +27,8 @@ class Placed(NamedTuple):
 
     def described(self) -> dict[str, Any]:
         """What is kept of it: later files must lie there, even if it is gone."""
-        return {"placed_at": {"task": self.task, "affine": self.volume.affine.tolist()}}
+        place = {"affine": self.volume.affine.tolist(), "spacing": self.volume.spacing}
+        return {"placed_at": {"task": self.task, **place}}
 
 
 def grid_of_record(record: Mapping[str, Any]) -> Volume:

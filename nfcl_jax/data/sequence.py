@@ -124,8 +124,8 @@ class _Reader:
             self.grid = "what was learned", grid_of_record(known.record)
             later = known.record.get("placed_at", {})
             if later.get("task", len(known.tasks) + 1) <= len(known.tasks):
-                place = {"affine": np.array(later["affine"], float), "placed": True}
-                volume = dataclasses.replace(self.grid[1], **place)
+                place = tuple(later["spacing"]), np.array(later["affine"], float)
+                volume = Volume(self.grid[1].data, *place, placed=True)
                 self.placed = Placed("what was learned", volume, later["task"])
 
     def case(self, rows: Sequence[Row]) -> Case | None:
@@ -219,6 +219,11 @@ class _Reader:
                 yield Thing(row, file, name, is_mask, frames[row.time], stored)
 
     def found(self, thing: Thing) -> Found | None:
+        if thing.is_mask and not thing.known and sources.is_lossy(thing.file.path):
+            self.fault(
+                thing.row,
+                f"{thing.file}: JPEG changes values, and with them labels; PNG would be right.",
+            )
         faults: list[str] = []
         read = collect(faults, self.on_grid, thing.file, thing.is_mask, thing.row.task)
         for fault in faults:
@@ -232,8 +237,6 @@ class _Reader:
         except DataError as error:
             hint = " A frame of a 4D file would be file.nii.gz#1."
             raise DataError(f"{error}{hint * ('expected 3 dim' in str(error))}") from error
-        if is_mask:
-            volume = dataclasses.replace(volume, data=whole_labels(volume.data))
         whole = volume.range or range_of(volume.data)
         if file.frame:
             count = volume.data.shape[3]
@@ -241,6 +244,8 @@ class _Reader:
                 raise DataError(f"{file.path}: has {count} frames, frame {file.frame} is wanted.")
             frame = volume.data[..., file.frame - 1].copy()  # and not all of them
             volume = Volume(frame, volume.spacing, volume.affine, volume.placed)
+        if is_mask:
+            volume = dataclasses.replace(volume, data=whole_labels(volume.data))
         if not is_mask and volume.data.min() == volume.data.max():
             raise DataError(f"{file}: every voxel is {volume.data.min():g}, nothing to fit.")
         if self.grid is None:

@@ -69,6 +69,11 @@ def read(source: Source, dimensions: int, is_mask: bool = False) -> Volume:
     return volume_of_picture(picture, str(source), is_mask)
 
 
+def is_lossy(source: Source) -> bool:
+    """Whether a file has other values than it was written from."""
+    return isinstance(source, Path) and source.suffix.lower() in (".jpg", ".jpeg")
+
+
 def digest(source: Source) -> str:
     """SHA-256 of a file, or of the voxels in memory."""
     if isinstance(source, InMemory):
@@ -89,10 +94,8 @@ def volume_of_picture(picture: Image.Image, name: str, is_mask: bool = False) ->
 
     Raises:
       DataError: if it has transparent pixels or other colours than red, green and blue, or is too
-        small; or if it holds labels that were compressed with loss.
+        small.
     """
-    if is_mask and picture.format == "JPEG":
-        raise DataError(f"{name}: JPEG changes values, and with them labels; PNG would be right.")
     picture = ImageOps.exif_transpose(picture)  # as cameras mean it
     if picture.mode == "P" and is_mask:
         picture = Image.fromarray(np.asarray(picture))

@@ -60,7 +60,7 @@ def whole_labels(data: np.ndarray) -> np.ndarray:
     """Labels as a file means them that stores them scaled: whole, where they are but for rounding
     in float32."""
     whole = np.rint(data)
-    return whole if np.allclose(data, whole, rtol=0, atol=1e-4) else data
+    return whole if np.allclose(data, whole, rtol=3e-7, atol=1e-4) else data
 
 
 def labels_of(
@@ -145,7 +145,7 @@ def images_of(
             fault(
                 own[0].row,
                 f"{path}: {name} is {ends[0]}, that of {other} {ends[1]}; the same units, "
-                "a range of its own, or another channel, would be right.",
+                "a range (intensity_range) of its own, or another channel, would be right.",
             )
         for thing, image in zip(own, scaled, strict=True):
             if image.min() == image.max():

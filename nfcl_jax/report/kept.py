@@ -113,8 +113,9 @@ def kept_of(fields: Iterable[Field]) -> list[Kept]:
 
 
 class Mean(NamedTuple):
-    """The same of all fields that learned it in the same task: means over those that were measured
-    both times, or else when it was learned; who has lost the most, and how much."""
+    """The same of all fields that learned it in the same task. Means are over those that were
+    measured both times and, if there are any, have learned something since; or else over those
+    that were measured when they learned it. And who has lost the most, and how much."""
 
     task: int
     learned: str
@@ -156,8 +157,9 @@ def means_of(kept: Iterable[Kept]) -> list[Mean]:
     for (task, head, metric), members in sorted(groups.items(), key=lambda item: item[0][0]):
         titles = {own.learned for own in members}
         both = [own for own in members if _are_finite(own.then, own.now)]
-        measured = both or [own for own in members if _are_finite(own.then)]
         losers = [own for own in both if own.later]
+        both = losers or both
+        measured = both or [own for own in members if _are_finite(own.then)]
         found.append(
             Mean(
                 task,
