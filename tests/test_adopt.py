@@ -72,3 +72,7 @@ def test_what_cannot_be_taken_over_is_refused(phantom_root, runs, tmp_path):
     alone = command("experiments.make_table", f"--acdc={phantom_root}", f"--run={theirs}",
                     "--scenario=domain_expansion", f"--out={out}")  # fmt: skip
     assert alone.returncode and "--run and --workdir go together" in alone.stderr
+    out = tmp_path / "no/scans.csv"
+    lost = command("experiments.make_table", f"--acdc={phantom_root}",
+                   "--scenario=domain_expansion", f"--out={out}")  # fmt: skip
+    assert lost.returncode == 2 and f"{out}: there is no folder {out.parent}." in lost.stderr

@@ -97,6 +97,8 @@ def test_the_command_writes_the_file_or_says_why_not(runs, tmp_path):
     done = command(f"{start} --out=p.nii.gz --times=9", tmp_path)
     assert done.returncode == 2 and "nothing between them" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "p.nii.gz").exists()
+    done = command(f"{start} --out=p.nii.gz --spacing=4,four,10", tmp_path)
+    assert done.returncode == 2 and "--spacing=4,four,10: three numbers would" in done.stderr
     done = command(f"{start} --out=p.nii.gz --spacing=4,4,10 --interpolate", tmp_path)
     assert done.returncode == 0, done.stderr
     assert nib.load(tmp_path / "p.nii.gz").shape == (33, 29, 5, 4)
