@@ -8,6 +8,7 @@ from test_sequence import PLACES, folder, save, unplaced  # noqa: F401
 from test_table_run import ROWS, config_of, learn, learned, same
 
 from nfcl_jax import table_run
+from nfcl_jax.data.compared import differing_rows
 from nfcl_jax.errors import ConfigError, DataError
 from nfcl_jax.run_folder import read_records
 from nfcl_jax.runner import Caller, run
@@ -25,6 +26,16 @@ CHANGES = {
         "T1 at 1 in task 1 is new; a task after 2",
     ),
 }
+
+
+def test_a_row_that_was_learned_may_not_be_split():
+    """And it is not said that a part of it is new."""
+    both = {"task": 1, "time": None, "image": {"name": "T1"}, "mask": {"name": "lesions"}}
+    parts = [{k: v for k, v in both.items() if k != kind} for kind in ("mask", "image")]
+    record = {"patient": "p", "image": "scan", "shape": [9, 9, 9]}
+    (line,) = differing_rows(record | {"rows": [both]}, record | {"rows": parts}, 1)
+    words = "learned T1 and lesions in task 1; the table has T1 in task 1 and lesions in task 1"
+    assert line == f"patients.p/scan: {words}"
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -64,9 +64,9 @@ def differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) 
     for what, old in known.items():
         words, own = _named(old), there_now.get(what)
         if own is None:
-            instead = [row for row in new if row["task"] == old["task"]][:1]
+            instead = [row for row in new if row["task"] == old["task"]]
             new = [row for row in new if row not in instead]
-            has = _named(*instead) if instead else "no such row"
+            has = " and ".join(map(_named, instead)) or "no such row"
             lines.append(f"{name}: learned {words}; the table has {has}")
         elif own != old:
             lines.append(f"{name}: learned {words}; the table has {_what_differs(old, own)}")
