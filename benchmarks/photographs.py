@@ -91,7 +91,7 @@ def compare(name: str, picture: str, size: int) -> dict:
     values = np.asarray(image, np.float32).reshape(size, size, -1) / 255
     record = {"field": field_title(name), "picture": picture, "pixels": size, "steps": _STEPS.value}
     answers = np.clip(theirs(name, values), 0, 1)
-    record["theirs, dB"] = peak_signal_noise_ratio(values, answers, data_range=1)
+    record["theirs, dB"] = float(peak_signal_noise_ratio(values, answers, data_range=1))
     record["nfcl_jax, dB"] = ours(name, image, Path(_OUT.value) / f"{name}-{picture}-{size}")
     return record
 
