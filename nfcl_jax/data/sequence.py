@@ -219,11 +219,6 @@ class _Reader:
                 yield Thing(row, file, name, is_mask, frames[row.time], stored)
 
     def found(self, thing: Thing) -> Found | None:
-        if thing.is_mask and not thing.known and sources.is_lossy(thing.file.path):
-            self.fault(
-                thing.row,
-                f"{thing.file}: JPEG changes values, and with them labels; PNG would be right.",
-            )
         faults: list[str] = []
         read = collect(faults, self.on_grid, thing.file, thing.is_mask, thing.row.task)
         for fault in faults:

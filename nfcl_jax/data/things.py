@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nfcl_jax.data.sources import Source
+from nfcl_jax.data.sources import Source, is_lossy
 from nfcl_jax.data.table import File, Row
 from nfcl_jax.scan import range_of, rescaled, scale_intensities
 from nfcl_jax.scenarios import Head, Lesson, Task, image_head, mask_head
@@ -76,7 +76,10 @@ def labels_of(
             continue
         own = np.unique(found[thing.place].data)
         known = labels.setdefault(thing.name, own)
-        if (own != np.rint(own)).any():
+        if is_lossy(thing.file.path) and not thing.known:
+            words = "JPEG changes values, and with them labels; PNG would be right."
+            fault(thing.row, f"{thing.file}: {words}")
+        elif (own != np.rint(own)).any():
             found_ = ", ".join(f"{label:.9g}" for label in own[own != np.rint(own)][:8])
             fault(thing.row, f"{thing.file}: labels must be whole numbers, found {found_}.")
         elif len(own) > MAX_LABELS:
