@@ -22,7 +22,7 @@ from nfcl_jax.data.sequence import Reading, read_cases, time_range_of
 from nfcl_jax.errors import ConfigError, look_up
 from nfcl_jax.scan import Scan, name_in_table
 from nfcl_jax.scenarios import SCENARIOS
-from nfcl_jax.table_run import contradictions, learned_before
+from nfcl_jax.table_run import contradictions, gone_of, learned_before
 
 _ROOT = flags.DEFINE_string("root", None, "the folder of patientNNN folders")
 _DATASET = flags.DEFINE_string("dataset", "acdc", "how the files are read")
@@ -57,6 +57,12 @@ def check_table(path: Path, console: Console) -> None:
         cases = [
             own for own in cases if name_in_table(own.scan.patient, own.scan.image) not in others
         ]
+    gone = [
+        f"{name_in_table(own.scan.patient, own.scan.image)}: files of what was learned are gone: "
+        f"{gone_of(own.scan)}"
+        for own in cases
+        if own.scan.missing
+    ]
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("patient", "voxels", "mm", "tasks", "faults"):
         shown.add_column(column)
@@ -71,7 +77,7 @@ def check_table(path: Path, console: Console) -> None:
     for patient, own in faults.items():
         shown.add_row(escape(patient), "", "", "", str(len(own)), style="red")
     console.print(shown)
-    _end(console, faults, [], len(cases) + len(faults))
+    _end(console, faults, gone, len(cases) + len(faults))
 
 
 def check_root(console: Console) -> None:

@@ -17,6 +17,23 @@ def scanner_affine(affine: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     return affine @ np.diag([*(np.asarray(spacing) / nib.affines.voxel_sizes(affine)), 1.0])
 
 
+def radiological(affine: np.ndarray) -> tuple[tuple[int, ...], bool]:
+    """How slices of a volume are shown as radiologists see them, with the patient's left, or back,
+    at the right, and the back, or the feet, at the bottom.
+
+    Args:
+      affine: of the volume, 4 x 4, to coordinates that grow to the right, the front and the head.
+
+    Returns:
+      Which of the first two axes are flipped, and whether they then change places, so that the
+      first one is to the right and the second one downwards.
+    """
+    codes = nib.aff2axcodes(affine)[:2]
+    first, second = (("RL", "AP", "SI").index(pair) for code in codes
+                     for pair in ("RL", "AP", "SI") if code in pair)  # fmt: skip
+    return tuple(axis for axis, code in enumerate(codes) if code in "RAS"), first > second
+
+
 def resampled(
     shape: Sequence[int],
     affine: np.ndarray,

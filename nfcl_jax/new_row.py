@@ -170,7 +170,8 @@ def learned_in(
                     at = "" if row.time is None else f" at {row.time:g}"
                     raise DataError(
                         f"{name}{at} was learned in task {record['task']}, from another file or "
-                        "other values; another time or channel would be right."
+                        "other values (or from the same in another form, such as an array); "
+                        "another time or channel would be right."
                     )
     if 0 < sum(map(len, found.values())) < len(things):
         if strict:

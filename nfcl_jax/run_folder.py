@@ -20,6 +20,7 @@ from nfcl_jax.config import (
     stored_config,
 )
 from nfcl_jax.data.compared import differing_rows
+from nfcl_jax.data.sequence import time_range_of
 from nfcl_jax.errors import ConfigError, RunError
 from nfcl_jax.fields import Field, Params, create_field, init_params
 from nfcl_jax.params import num_parameters
@@ -162,7 +163,7 @@ def refuse_another_run(
         raise ConfigError(
             f"{workdir}: holds a run with\n  "
             + "\n  ".join(differing)
-            + "\nGo on with it by its own settings, or choose another --workdir."
+            + "\nGo on with it by its own settings, or choose another workdir."
         )
 
 
@@ -220,6 +221,8 @@ def _what_matters(config: Mapping[str, Any], but: Sequence[str]) -> dict[str, An
     patients = ",".join(sorted(set(split_words(given.get("patients", "")))))
     if config["scenario"] == SEQUENCE:  # its rows are in patients.json, and tell the tasks
         kept = {k: v for k, v in given.items() if k not in ("table", "resample")}
+        ends = time_range_of(given.get("time_range", "")) or ()
+        kept["time_range"] = ",".join(f"{end:.15g}" for end in ends)  # 0,730 is 0.0,730.0
         return {k: v for k, v in config.items() if k not in (*INDIFFERENT, "tasks")} | {
             "data": kept
         }

@@ -16,6 +16,7 @@ from nfcl_jax.checkpoints import num_learned
 from nfcl_jax.config import check_config, read_config
 from nfcl_jax.data.cohorts import refuse_faults
 from nfcl_jax.data.sequence import Case, Known, Reading, read_cases, time_range_of
+from nfcl_jax.data.things import title_of
 from nfcl_jax.errors import ConfigError, RunError
 from nfcl_jax.records import Score
 from nfcl_jax.rows import read_rows
@@ -112,7 +113,7 @@ def plan(config: Mapping[str, Any], cases: Iterable[Case], workdir: Path) -> lis
     for case in cases:
         folder = workdir / PATIENTS / case.scan.patient / case.scan.image
         runs.append(plan_run(config, case, folder))
-        if gone := _gone(case.scan):
+        if gone := gone_of(case.scan):
             log.warning("%s: files of what was learned are gone: %s", runs[-1].name, gone)
     there = {folder for folder, *_ in stored_runs(workdir)} - {own.workdir for own in runs}
     for folder in sorted(there):
@@ -139,7 +140,10 @@ def contradictions(
                 plan_run({**stored, "data": {**stored["data"], **data}}, case, folder)
             except ConfigError as error:
                 name = name_in_table(case.scan.patient, case.scan.image)
-                found[name] = [" ".join(str(error).split())]
+                own = f"patients.{case.scan.patient}/{case.scan.image}: "
+                differ = [line.strip() for line in str(error).splitlines() if line[:1] == " "]
+                whole = [" ".join(str(error).split())]
+                found[name] = [f"{name}: {line.removeprefix(own)}." for line in differ] or whole
     return found
 
 
@@ -156,7 +160,7 @@ def plan_run(config: Mapping[str, Any], case: Case, workdir: Path) -> OwnRun:
         raise ConfigError(f"{own.name}: {error}") from error
     refuse_another_run(own.config, describe_scans([case.scan], own.config, {}), own.workdir)
     needed = STRATEGIES[config["strategy"]].needs_data and num_learned(workdir) < len(case.tasks)
-    if (gone := _gone(case.scan)) and needed:
+    if (gone := gone_of(case.scan)) and needed:
         raise ConfigError(
             f"{own.name}: {config['strategy']} needs earlier data, which are gone ({gone}). With "
             "them this run goes on; a new run with a strategy that needs none, such as "
@@ -165,8 +169,10 @@ def plan_run(config: Mapping[str, Any], case: Case, workdir: Path) -> OwnRun:
     return own
 
 
-def _gone(scan: Scan) -> str:
-    return ", ".join(sorted({f"{head} of frame {frame + 1}" for head, frame in scan.missing}))
+def gone_of(scan: Scan) -> str:
+    """What was learned from files that are gone, such as "T1 at 0, T2 at 0"."""
+    in_turn = sorted(scan.missing, key=lambda place: place[::-1])
+    return ", ".join(title_of(scan.source["rows"], *place) for place in in_turn)
 
 
 def scores_below(workdir: Path) -> dict[Path, list[Score]]:

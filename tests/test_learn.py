@@ -68,6 +68,13 @@ def test_what_is_learned_is_not_learned_again(tmp_path):
         learn(tmp_path, FIRST, time=0, mask=LABELS)
 
 
+def test_the_same_time_range_in_other_digits_is_the_same(tmp_path):
+    learn(tmp_path, time_range=(0, 730))
+    assert learn(tmp_path, time_range=(0.0, np.float32(730))).tasks == (1,)
+    with pytest.raises(ConfigError, match="time_range = '0,730' instead of '0,731'"):
+        learn(tmp_path, time_range=(0, 731))
+
+
 def test_what_is_learned_is_not_learned_on_other_terms(tmp_path):
     """Which would otherwise be lost without a word."""
     learn(tmp_path, spacing=(1.5, 1.5, 10.0))

@@ -1,10 +1,14 @@
 """Pictures, single slices and arrays: fields of two coordinates, and colours as channels."""
 
+import struct
+import zlib
+
 import jax
 import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 import pytest
+import skimage.io
 from PIL import Image
 from test_sequence import HEADER
 from test_table_run import same
@@ -40,6 +44,29 @@ def folder(tmp_path):
 def cases(folder, rows, **reading):
     (folder / "scans.csv").write_text(HEADER + rows)
     return read_cases(folder / "scans.csv", Reading(**reading))
+
+
+def test_colours_of_16_bits_are_not_cut_to_8(folder):
+    wide = COLOURS.astype(">u2") * 16
+    rows = b"".join(b"\0" + row.tobytes() for row in wide)  # no row is filtered
+    size = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", size), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    (folder / "wide.png").write_bytes(png)
+    skimage.io.imsave(folder / "wide.tif", wide.astype("u2"), check_contrast=False)
+    for name in ("wide.png", "wide.tif"):
+        _, faults = cases(folder, f"p,1,{name},,,,\n")
+        assert "its colours have 16 bits; 8, or a grey picture of 16" in faults["p"][0]
+        with (
+            Image.open(folder / name) as picture,
+            pytest.raises(DataError, match="its colours have 16 bits"),
+        ):
+            in_memory(picture, "the image")
+    grey = Image.fromarray(wide[..., 0].astype("u2"))
+    assert in_memory(grey, "the image").volume.range == (0, 65535)
 
 
 def test_a_picture_has_two_coordinates_x_to_the_right_and_y_downwards(folder):

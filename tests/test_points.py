@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nfcl_jax import points as grid
+from nfcl_jax.geometry import radiological
 
 SHAPES = [(5, 4, 3), (4, 7, 6, 2), (1, 1, 1), (4, 9, 1, 3), (2, 8, 8, 1)]
 
@@ -91,3 +92,18 @@ def test_frames_have_the_times_that_a_grid_gives_them():
     np.testing.assert_array_equal(coords[:, :3], equidistant[:, :3])
     same = grid.index_to_coords(index, grid.VoxelGrid(shape, jnp.array([-1.0, 0.0, 1.0])))
     np.testing.assert_array_equal(same, equidistant)
+
+
+def test_slices_are_shown_as_radiologists_see_them():
+    """With the patient's left, or back, at the right, and the back, or the feet, at the bottom."""
+    right, front, head = np.eye(3)
+    for axes, expected in (
+        ((-right, -front, head), ((), False)),  # axial, as DICOM has it
+        ((right, front, head), ((0, 1), False)),  # as templates have it
+        ((front, head, right), ((0, 1), False)),  # sagittal
+        ((-head, -front, right), ((), True)),
+        ((head, -right, front), ((0,), True)),  # coronal, on its side
+    ):
+        affine = np.eye(4)
+        affine[:3, :3] = np.stack(axes, axis=1) * [1, 2, 5]
+        assert radiological(affine) == expected

@@ -9,7 +9,7 @@ import pytest
 from commands import command
 
 from nfcl_jax.data.sequence import Reading, read_cases, time_range_of
-from nfcl_jax.errors import ConfigError
+from nfcl_jax.errors import ConfigError, DataError
 
 SHAPE, AFFINE = (12, 10, 4), np.diag([1.5, 1.5, 3.0, 1.0])
 PLACES = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij"), -1)
@@ -214,7 +214,7 @@ FAULTS = {
     "a frame of a volume": (
         "t2.nii.gz",
         "t2.nii.gz#1",
-        "line 3: {folder}/t2.nii.gz: expected 4",
+        "found shape (12, 10, 4). The file without #1 would be right",
     ),
     "a time too late": ("365", "731", "line 4: time 731 is beyond the time_range 0,730"),
     "labels that are no labels": ("mask.nii.gz", "t1.nii.gz", "labels must be whole numbers"),
@@ -222,7 +222,9 @@ FAULTS = {
     "no mask": ("mask.nii.gz", "flat.nii.gz", "line 4: {folder}/flat.nii.gz: every voxel is 5"),
     "another scale": ("later.nii.gz", "large.nii.gz", "line 4: {folder}/large.nii.gz: T1 is from"),
     "a grid elsewhere": ("t2.nii.gz", "moved.nii.gz", "line 3: {folder}/moved.nii.gz: shape 12 x"),
-    "labels by the hundred": ("mask.nii.gz", "many.nii.gz", "480 labels; is it an image?"),
+    "labels by the hundred": ("mask.nii.gz", "many.nii.gz", "480 labels, at most 64; is it an"),
+    "digits that float32 has not": ("t2.nii.gz", "far.nii.gz", "float32 has steps of 64"),
+    "no place": ("t2.nii.gz", "nowhere.nii", "affine must be finite and invertible, found [[n"),
 }
 
 
@@ -233,6 +235,10 @@ def test_a_fault_of_a_file_is_named_with_its_line(folder, fault):
     save(folder / "many.nii.gz", np.arange(480, dtype="i2").reshape(SHAPE))
     shifted = AFFINE + np.eye(4, k=3) * 5
     save(folder / "moved.nii.gz", PLACES[..., 0].astype("f4"), shifted)
+    save(folder / "far.nii.gz", (1e9 + 411 * PLACES[..., 1]).astype("i4"))
+    save(folder / "nowhere.nii", PLACES[..., 1].astype("f4"))
+    whole, no_place = (folder / "nowhere.nii").read_bytes(), np.full(12, np.nan, "f4").tobytes()
+    (folder / "nowhere.nii").write_bytes(whole[:280] + no_place + whole[328:])
     there, instead, message = FAULTS[fault]
     cases, faults = read(folder, TABLE.replace(there, instead))
     assert len(cases) == 1 and len(faults) == 1
@@ -252,8 +258,8 @@ def test_all_faults_of_all_patients_are_named_at_once(folder):
     rows = "p1,1,no.nii.gz,gone.nii.gz,0,A,\np1,2,t1.nii.gz,one.nii.gz,1,A,\n"
     rows += "p1,3,cine.nii.gz#1,mask.nii.gz,2,A,\n"
     assert len(read(folder, rows).faults["p1"]) == 2  # none of a first that cannot be compared
-    _, faults = read(folder, time_range=None)
-    assert all("times need a time_range, such as 0,730" in own[0] for own in faults.values())
+    with pytest.raises(DataError, match=r"^\S+csv: has times, which need a time_range, .*730\.\Z"):
+        read(folder, time_range=None)
 
 
 def test_later_masks_have_no_other_labels(folder):

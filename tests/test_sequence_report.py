@@ -13,8 +13,11 @@ from test_table_run import ROWS, learn
 import nfcl_jax
 from nfcl_jax.errors import ReportError
 from nfcl_jax.metrics import metric_title
-from nfcl_jax.report.kept import Kept, answer, fields_of, kept_of, means_of
-from nfcl_jax.report.sequence import write_sequence_report
+from nfcl_jax.records import Score
+from nfcl_jax.report.kept import Field, Kept, answer, fields_of, kept_of, means_of
+from nfcl_jax.report.panels import Panel, panel_grid
+from nfcl_jax.report.sequence import over_tasks, write_sequence_report
+from nfcl_jax.scenarios import Lesson, Task, image_head
 
 OTHER = "p2/left,1,cine.nii.gz#3,,10,,\np2/left,2,cine.nii.gz#1,,0,,"
 
@@ -54,7 +57,7 @@ def test_what_is_gone_is_not_measured_and_shown_without_its_scan(folder, tmp_pat
     kept = write_sequence_report(tmp_path / "run")
     assert kept[0].now is None and kept[0].lost is None and kept[0].then is not None
     page = (tmp_path / "run/report.html").read_text()
-    assert "1 of 4 could not be measured any more" in page and "<td>not measured</td>" in page
+    assert "1 of 4 are not measured any more" in page and "<td>not measured</td>" in page
     (folder / "t2.nii.gz").write_bytes(b"damaged")
     write_sequence_report(tmp_path / "run", "p1")
     page = (tmp_path / "run/report.html").read_text()
@@ -68,6 +71,8 @@ def test_the_command_makes_the_report_of_a_table_and_of_what_python_learned(fold
         done = command("experiments.report", f"--workdir={tmp_path / name}")
         assert done.returncode == 0 and words in done.stdout, done.stderr
         assert (tmp_path / name / "report.html").stat().st_size > 20_000
+    both = command("experiments.report", f"--workdir={tmp_path}")
+    assert both.returncode == 2 and f"own: --workdir={tmp_path / 'own'} would" in both.stderr
     wrong = command("experiments.report", f"--workdir={tmp_path / 'run'}", "--patient=p9")
     assert wrong.returncode == 2 and "no field of p9" in wrong.stderr
     assert wrong.stderr.count("\n") == 1
@@ -129,3 +134,24 @@ def test_a_single_task_has_nothing_to_lose(folder, tmp_path):  # noqa: F811
     write_sequence_report(tmp_path)
     assert not list((tmp_path / "figures").glob("over_tasks*"))
     assert metric_title("hd95_3") == "HD95 of 3, mm" and metric_title("dsc_rv") == "DSC RV"
+
+
+def test_thirty_images_have_a_figure_that_names_them(tmp_path):
+    head, numbers = image_head(1.0), range(1, 31)
+    tasks = tuple(Task("image", (Lesson(head, (number - 1,)),)) for number in numbers)
+    scores = [
+        Score("p1", "image", after, number, "psnr", 30.0 - number)
+        for number in numbers
+        for after in range(number, 31)
+    ]
+    record = {"patient": "p1", "image": "scan", "rows": [{"time": 5.0 * n} for n in range(30)]}
+    (axes,) = over_tasks([Field(tmp_path, record, {}, tasks, scores, [])], "image").axes
+    named = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert len(named) == 10 and named[0] == "1: image at 0" and named[-1] == "30: image at 145"
+    assert len({line.get_color() for line in axes.lines}) == 30
+
+
+def test_pictures_have_the_proportions_of_their_voxels():
+    rows = [("", [Panel("image", np.zeros((20, 64)))])]
+    (axes,) = panel_grid(["scan"], rows, (5.0, 1.0)).axes
+    assert axes.get_box_aspect() == pytest.approx(64 / 100)

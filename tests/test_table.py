@@ -51,11 +51,27 @@ def test_columns_may_be_in_any_order_and_most_may_be_missing(tmp_path):
         (lambda text: text.replace("a/t1 later.nii.gz#4", '"a/t1 later.nii.gz#4"'), "utf-8"),
         (lambda text: text.replace("p1,2", " p1 ,2.0 "), "utf-8"),
     ],
-    ids=["BOM", "UTF-16", "semicolons", "tabs", "empty lines", "empty columns", "quotes", "spaces"],
+    ids=[
+        "BOM",
+        "UTF-16",
+        "semicolons",
+        "tabs",
+        "empty lines",
+        "empty columns",
+        "quotes",
+        "spaces",
+    ],
 )
 def test_spreadsheets_write_the_same_table_in_many_ways(tmp_path, change, encoding):
     expected = read_table(write(tmp_path, TABLE))
     assert read_table(write(tmp_path, change(TABLE), encoding)) == expected
+
+
+def test_a_first_line_may_say_what_separates_cells(tmp_path):
+    """As Excel writes it, if it is told to."""
+    expected = [row._replace(line=row.line + 1) for row in read_table(write(tmp_path, TABLE))]
+    told = "sep=;\r\n" + TABLE.replace(",", ";").replace("\n", "\r\n")
+    assert read_table(write(tmp_path, told, "utf-8-sig")) == expected
 
 
 FAULTS = {

@@ -131,3 +131,25 @@ def test_a_field_is_found_by_the_tables_name_and_its_times_are_those_of_the_tabl
         words = "the times 2460010, 2460011, 2460730 are not equidistant"
         assert (words in caplog.text) == (task == 2)
         caplog.clear()
+
+
+def test_a_check_says_what_is_gone_and_how_rows_differ(folder, tmp_path):  # noqa: F811
+    learn(folder, tmp_path / "run", ROWS[:3])
+    (folder / "t2.nii.gz").unlink()
+    check = ["experiments.check_data", f"--table={folder / 'scans.csv'}", "--time_range=0.0,730"]
+    check.append(f"--workdir={tmp_path / 'run'}")
+    done = command(*check)
+    assert done.returncode == 0
+    assert "p1: files of what was learned are gone: T2 at 0" in done.stdout.splitlines()
+    config_of(folder, [ROWS[0], ROWS[1].replace(",0,", ",1,"), *ROWS[2:]])
+    done = command(*check)
+    missing = f"{folder}/t2.nii.gz: missing. What was learned there is T2 at 0 in task 2."
+    assert done.returncode == 1 and f"line 3: {missing}" in done.stdout
+    nib.save(nib.load(folder / "t1.nii.gz"), folder / "t2.nii.gz")
+    config_of(folder, [ROWS[0].replace("T1", "PD"), *ROWS[1:3]])
+    own = [line for line in command(*check).stdout.splitlines() if line.startswith("p1: ")]
+    assert own == [
+        "p1: learned T1 at 0 in task 1; the table has PD at 0 in task 1.",
+        "p1: learned T2 at 0 in task 2; the table has another file of the image, or one that has "
+        "changed.",
+    ]

@@ -62,16 +62,16 @@ def differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) 
     known, there_now = map(_by_what_they_teach, (before, now))
     new = [row for what, row in there_now.items() if what not in known]
     for what, old in known.items():
-        words, own = _named(old), there_now.get(what)
+        words, own = named(old), there_now.get(what)
         if own is None:
             instead = [row for row in new if row["task"] == old["task"]]
             new = [row for row in new if row not in instead]
-            has = " and ".join(map(_named, instead)) or "no such row"
+            has = " and ".join(map(named, instead)) or "no such row"
             lines.append(f"{name}: learned {words}; the table has {has}")
         elif own != old:
             lines.append(f"{name}: learned {words}; the table has {_what_differs(old, own)}")
     ends = f"is new; a task after {learned} would be right"
-    return lines + [f"{name}: {_named(row)} {ends}" for row in new]
+    return lines + [f"{name}: {named(row)} {ends}" for row in new]
 
 
 def _what_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -94,8 +94,8 @@ def _by_what_they_teach(rows: Sequence[Mapping[str, Any]]) -> dict[tuple, Mappin
     return {(row["task"], row["time"], *own): row for row, own in zip(rows, names, strict=True)}
 
 
-def _named(row: Mapping[str, Any]) -> str:
-    """What a row teaches, and when."""
+def named(row: Mapping[str, Any]) -> str:
+    """What a row in patients.json teaches, and when, such as "T1 at 365 in task 2"."""
     names = [row[kind]["name"] for kind in ("image", "mask") if kind in row]
     at = "" if row["time"] is None else f" at {row['time']:g}"
     return f"{' and '.join(names)}{at} in task {row['task']}"

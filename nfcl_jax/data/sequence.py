@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nfcl_jax.data import sources
+from nfcl_jax.data.compared import named
 from nfcl_jax.data.grids import Placed, described_grid, grid_of_record, resampled, same_grid
 from nfcl_jax.data.table import File, Row, read_table
 from nfcl_jax.data.things import (
@@ -20,6 +21,7 @@ from nfcl_jax.data.things import (
     heads_of,
     images_of,
     labels_of,
+    refuse_flat,
     tasks_of_things,
     whole_labels,
 )
@@ -76,7 +78,10 @@ def read_cases(path: Path, reading: Reading, known: Mapping[str, Known] = {}) ->
     """
     cases, faults = [], {}
     patients: dict[str, list[Row]] = {}
-    for row in read_table(path):
+    table = read_table(path)
+    if reading.time_range is None and any(row.time is not None for row in table):
+        raise DataError(f"{path}: has times, which need a time_range, such as 0,730.")
+    for row in table:
         patients.setdefault(row.patient, []).append(row)
     for patient, rows in patients.items():
         own = read_case(rows, reading, known.get(patient), f"{path}, line ")
@@ -221,8 +226,13 @@ class _Reader:
     def found(self, thing: Thing) -> Found | None:
         faults: list[str] = []
         read = collect(faults, self.on_grid, thing.file, thing.is_mask, thing.row.task)
+        task, records = thing.row.task, self.known.record["rows"] if self.known else []
+        learned = [named(row) for row in records if row["task"] == task]
+        hint = ""
+        if learned and not thing.known and not thing.file.path.exists():
+            hint = f" What was learned there is {' and '.join(learned)}."
         for fault in faults:
-            self.fault(thing.row, fault)
+            self.fault(thing.row, fault + hint)
         return read
 
     def on_grid(self, file: File, is_mask: bool, task: int) -> Found:
@@ -230,8 +240,12 @@ class _Reader:
         try:
             volume = self.volume(file.path, 4 if file.frame else 3, is_mask)
         except DataError as error:
-            hint = " A frame of a 4D file would be file.nii.gz#1."
-            raise DataError(f"{error}{hint * ('expected 3 dim' in str(error))}") from error
+            hint = ""
+            if "expected 3 dim" in str(error):
+                hint = " A frame of a 4D file would be file.nii.gz#1."
+            elif "expected 4 dim" in str(error):
+                hint = f" The file without #{file.frame} would be right, if that is a volume."
+            raise DataError(f"{error}{hint}") from error
         whole = volume.range or range_of(volume.data)
         if file.frame:
             count = volume.data.shape[3]
@@ -241,8 +255,8 @@ class _Reader:
             volume = Volume(frame, volume.spacing, volume.affine, volume.placed)
         if is_mask:
             volume = dataclasses.replace(volume, data=whole_labels(volume.data))
-        if not is_mask and volume.data.min() == volume.data.max():
-            raise DataError(f"{file}: every voxel is {volume.data.min():g}, nothing to fit.")
+        if not is_mask:
+            refuse_flat(str(file), volume.data)
         if self.grid is None:
             self.grid = str(file), volume
         for other, first in [self.grid, *([self.placed[:2]] if self.placed else [])]:

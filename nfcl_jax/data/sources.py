@@ -60,7 +60,7 @@ def read(source: Source, dimensions: int, is_mask: bool = False) -> Volume:
     check_file(source)
     try:
         with Image.open(source) as picture:
-            _refuse_several(picture, str(source))
+            _refuse_in_part(picture, str(source))
             picture.load()
     except DataError:
         raise
@@ -83,9 +83,17 @@ def digest(source: Source) -> str:
     return hashlib.sha256(source.read_bytes()).hexdigest()
 
 
-def _refuse_several(picture: Image.Image, name: str) -> None:
+def _refuse_in_part(picture: Image.Image, name: str) -> None:
+    """Raises DataError for a picture of which Pillow would read a part: the first of several, or of
+    colours of 16 bits the upper 8. It must not be loaded yet; afterwards nothing tells those."""
     if (pages := getattr(picture, "n_frames", 1)) > 1:
         raise DataError(f"{name}: holds {pages} pictures; a file for each would be right.")
+    stored = [str(tile[3]) for tile in getattr(picture, "tile", [])]  # such as "RGB;16B"
+    if len(picture.getbands()) > 1 and any(";16" in layout for layout in stored):
+        raise DataError(
+            f"{name}: its colours have 16 bits; 8, or a grey picture of 16 for each colour, would "
+            "be right."
+        )
 
 
 def volume_of_picture(picture: Image.Image, name: str, is_mask: bool = False) -> Volume:
@@ -148,7 +156,7 @@ def in_memory(
       DataError: if it cannot be used.
     """
     if isinstance(image, Image.Image):
-        _refuse_several(image, name)
+        _refuse_in_part(image, name)
         return InMemory(name, volume_of_picture(image, name, is_mask))
     if isinstance(image, nib.spatialimages.SpatialImage):
         volume = _volume_of_nibabel(image, name)

@@ -116,6 +116,8 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], str]:
     text = _text(path)
     first, _, _ = text.lstrip().partition("\n")
     separator = max(SEPARATORS, key=first.count)
+    if told := re.fullmatch(r"\"?sep=(.)\"?\r?", first):  # of which Excel makes its first line
+        separator, text = told[1], text.replace(first, "", 1)
     try:
         reader = csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True)
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]

@@ -7,9 +7,11 @@ import numpy as np
 
 from nfcl_jax.data.sources import Source, is_lossy
 from nfcl_jax.data.table import File, Row
+from nfcl_jax.errors import DataError
 from nfcl_jax.scan import range_of, rescaled, scale_intensities
 from nfcl_jax.scenarios import Head, Lesson, Task, image_head, mask_head
 
+LEAST_STEPS = 1000  # that float32 must have from the darkest voxel of an image to the brightest
 MAX_LABELS = 64  # of a mask; more are an image
 MAX_LABEL = 2**24  # beyond, float32 does not tell them apart
 # Of the width of a channel's range, from a patient's first image to another that states none.
@@ -56,6 +58,19 @@ class Found(NamedTuple):
     whole: Range
 
 
+def refuse_flat(name: str, data: np.ndarray) -> None:
+    """Raises DataError for an image that has nothing to fit, or of which float32 keeps little."""
+    low, high = range_of(data)
+    if low == high:
+        raise DataError(f"{name}: every voxel is {low:g}, nothing to fit.")
+    step = np.spacing(np.float32(max(abs(low), abs(high))))
+    if step > (high - low) / LEAST_STEPS:
+        raise DataError(
+            f"{name}: from {low:.9g} to {high:.9g} float32 has steps of {step:g}; the same less "
+            f"{low:.9g} would be right."
+        )
+
+
 def whole_labels(data: np.ndarray) -> np.ndarray:
     """Labels as a file means them that stores them scaled: whole, where they are but for rounding
     in float32."""
@@ -83,7 +98,9 @@ def labels_of(
             found_ = ", ".join(f"{label:.9g}" for label in own[own != np.rint(own)][:8])
             fault(thing.row, f"{thing.file}: labels must be whole numbers, found {found_}.")
         elif len(own) > MAX_LABELS:
-            fault(thing.row, f"{thing.file}: {len(own)} labels; is it an image?")
+            fault(
+                thing.row, f"{thing.file}: {len(own)} labels, at most {MAX_LABELS}; is it an image?"
+            )
         elif np.abs(own).max() >= MAX_LABEL:
             largest = f"found {np.abs(own).max():.0f}"
             fault(thing.row, f"{thing.file}: labels must be below {MAX_LABEL}, {largest}.")
@@ -211,6 +228,13 @@ def described(
         if not thing.is_mask:
             described[kind]["range"] = ranges[thing.place]
     return described
+
+
+def title_of(rows: Sequence[Mapping[str, Any]], name: str, frame: int) -> str:
+    """What is learned in a frame, from 0, of a scan with these rows in patients.json, such as "T1
+    at 365"."""
+    time = list(dict.fromkeys(row["time"] for row in rows))[frame]
+    return name if time is None else f"{name} at {time:g}"
 
 
 def _listed(labels: np.ndarray) -> str:

@@ -116,6 +116,8 @@ def read_volume(
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
     if single_slice and shape[2:] in ((), (1,)):
         shape, spacing = (*shape[:2], 1), of_slice(spacing)
+    while len(shape) > dimensions and shape[-1] == 1:
+        shape = shape[:-1]
     if len(shape) != dimensions or min(shape) < 1:
         raise DataError(f"{path}: expected {dimensions} dimensions, found shape {shape}.")
     if unit:
@@ -159,7 +161,8 @@ def check_volume(name: str, volume: Volume) -> None:
 
 def _check_affine(name: str, affine: np.ndarray) -> None:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
-        raise DataError(f"{name}: the affine must be finite and invertible, found {affine}.")
+        found = np.asarray(affine, float).tolist()
+        raise DataError(f"{name}: the affine must be finite and invertible, found {found}.")
 
 
 def _check_finite(name: str, data: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nfcl_jax.checkpoints import num_learned
+from nfcl_jax.data.things import title_of
 from nfcl_jax.metrics import METRICS, format_number, metric_title, metrics_of
 from nfcl_jax.records import Fit, Score
 from nfcl_jax.report.scores import NOT_MEASURED
@@ -35,8 +36,12 @@ class Field(NamedTuple):
 
     def title(self, head: Head, frame: int) -> str:
         """Such as "T1 at 365"."""
-        time = list(dict.fromkeys(row["time"] for row in self.record["rows"]))[frame]
-        return head.name if time is None else f"{head.name} at {time:g}"
+        return title_of(self.record["rows"], head.name, frame)
+
+    def learned(self, number: int, head: Head) -> str:
+        """What a head learned in a task."""
+        task = self.tasks[number - 1]
+        return task.name if len(task.lessons) == 1 else f"{head.name} ({task.name})"
 
     def after(self, task: int, evaluated: int, head: Head) -> float | None:
         """The first metric of a head, taught in task `evaluated`, after a task; None if it was not
@@ -100,7 +105,7 @@ def kept_of(fields: Iterable[Field]) -> list[Kept]:
             field.name,
             number,
             lesson.head.name,
-            task.name if len(task.lessons) == 1 else f"{lesson.head.name} ({task.name})",
+            field.learned(number, lesson.head),
             metrics_of(lesson.head.kind)[0],
             field.after(number, number, lesson.head),
             field.after(len(field.tasks), number, lesson.head),
@@ -197,13 +202,13 @@ def answer(fields: Sequence[Field], kept: Sequence[Kept]) -> str:
                 f"Since they were learned, the earlier {what} have {word} "
                 f"{abs(mean):.{decimals}f}{unit} on average"
             )
-            if worst.lost > 0:
+            if round(worst.lost, decimals) > 0:
                 sentence += f"; {worst.learned} of {worst.patient} has lost the most, "
                 sentence += f"{worst.lost:.{decimals}f}"
             sentences.append(f"{sentence}.")
     gone = sum(own.now is None for own in kept)
     if gone:
-        sentences.append(f"{gone} of {len(kept)} could not be measured any more.")
+        sentences.append(f"{gone} of {len(kept)} are not measured any more.")
     return " ".join(sentences)
 
 

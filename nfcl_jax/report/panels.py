@@ -34,17 +34,22 @@ class Panel(NamedTuple):
 
 
 def panel_grid(
-    columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Panel | None]]]
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Panel | None]]],
+    pixel: tuple[float, float] = (1.0, 1.0),
 ) -> Figure:
     """Slices in rows and columns; errors (reconstruction - scan) share one scale.
 
     Args:
       columns: titles above the first row.
       rows: for each its title and a panel, or nothing, for every column.
+      pixel: width and height of a pixel.
     """
     shape = next(panel.values.shape for _, panels in rows for panel in panels if panel)[:2]
-    width = 1.55
-    height = width * shape[1] / shape[0] + 0.16
+    width, shape_of_box = 1.55, shape[1] * pixel[1] / (shape[0] * pixel[0])
+    if shape_of_box > 2:  # tall ones become slim
+        width *= 2 / shape_of_box
+    height = width * shape_of_box + 0.16
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(
             figsize=(width * len(columns) + 0.9, height * len(rows) + 0.5), layout="constrained"
@@ -55,10 +60,12 @@ def panel_grid(
         for axes_row, (title, panels) in zip(grid, rows, strict=True):
             for axes, panel in zip(axes_row, panels, strict=True):
                 axes.set(xticks=[], yticks=[])
+                axes.set_box_aspect(shape_of_box)
                 axes.spines[:].set(visible=panel is not None, color="#cccccc", linewidth=0.5)
                 if panel is None:
                     continue
                 drawn = _draw(axes, panel)
+                axes.set_aspect("auto")  # to the box
                 axes.set_title(panel.title, fontsize=8, pad=2)
                 if panel.kind == "error":
                     errors = drawn
@@ -73,7 +80,7 @@ def panel_grid(
 
 
 def _draw(axes: Axes, panel: Panel):
-    """A slice as radiologists see it: x to the right, y downwards."""
+    """A slice, its first axis to the right and its second one downwards."""
     gray = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
     if panel.kind == "image":
         return axes.imshow(np.swapaxes(np.clip(panel.values, 0, 1), 0, 1), **gray)

@@ -17,6 +17,7 @@ from nfcl_jax.report.results import (
     FinishedRun,
     Scores,
     finished_runs,
+    is_of_own_scans,
     load_results,
 )
 from nfcl_jax.report.scores import per_patient, score_table
@@ -45,12 +46,7 @@ def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, An
       ReportError: if there is no finished run, if two are of the same, if one needs a definition
         that is not loaded, or if `patient` is not among those shown.
     """
-    folders = sorted(path.parent for path in workdir.glob("*/config.json"))
-    folders += sorted(path.parent for path in workdir.glob("cells/*/config.json"))
-    runs = finished_runs(folders)
-    if not runs:
-        raise ReportError(f"{workdir}: no finished run here or in {workdir / 'cells'}.")
-    unfinished = sorted({folder.name for folder in folders} - {run.path.name for run in runs})
+    runs, unfinished, own_scans = _runs_in(workdir)
     scans = load_shown(workdir)
     one_patient = _scans_of(patient, scans, workdir)
 
@@ -58,6 +54,7 @@ def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, An
     patients = per_patient(results)
     scores = Scores(patients)
     claims, notes = judge(scores), caveats(runs, results, unfinished)
+    notes += [f"{name}: own scans, with a report of their own." for name in own_scans]
     numbers = {
         "scores": score_table(patients),
         "paired": tables.paired_table(patients),
@@ -85,6 +82,24 @@ def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, An
     )
     write_file(workdir / "report.html", html)
     return claims
+
+
+def _runs_in(workdir: Path) -> tuple[list[FinishedRun], list[str], list[str]]:
+    """The finished runs, and the names of the others: unfinished ones, and those of own scans."""
+    folders = sorted(path.parent for path in workdir.glob("*/config.json"))
+    folders += sorted(path.parent for path in workdir.glob("cells/*/config.json"))
+    own_scans = [folder for folder in folders if is_of_own_scans(folder)]
+    runs = finished_runs(folders)
+    if not runs and own_scans:
+        raise ReportError(
+            f"{workdir}: runs of own scans, each of which has a report of its own: "
+            f"--workdir={own_scans[0]} would be right."
+        )
+    if not runs:
+        raise ReportError(f"{workdir}: no finished run here or in {workdir / 'cells'}.")
+    left = {folder.name for folder in folders if folder not in own_scans}
+    unfinished = sorted(left - {run.path.name for run in runs})
+    return runs, unfinished, [folder.name for folder in own_scans]
 
 
 def _scans_of(patient: str | None, scans: Sequence[Scan], workdir: Path) -> list[Scan]:

@@ -18,7 +18,7 @@ from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import names_of, read_records
 from nfcl_jax.runs import Run, open_run
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import SCENARIOS, Scenario
+from nfcl_jax.scenarios import SCENARIOS, SEQUENCE, Scenario
 from nfcl_jax.strategies import STRATEGIES, constants
 
 BASELINE = "finetune"
@@ -49,7 +49,8 @@ class FinishedRun:
 
 
 def finished_runs(folders: Iterable[Path]) -> list[FinishedRun]:
-    """The finished ones among the folders of runs, in the order of tables.
+    """The finished ones among the folders of runs, in the order of tables; without those of own
+    scans, which have reports of their own.
 
     Raises:
       ReportError: if two of them have the same scenario, field, strategy, constants and seed, or
@@ -58,7 +59,7 @@ def finished_runs(folders: Iterable[Path]) -> list[FinishedRun]:
     configs = {
         folder: read_config(folder / "config.json")
         for folder in folders
-        if (folder / "summary.csv").is_file()
+        if (folder / "summary.csv").is_file() and not is_of_own_scans(folder)
     }
     variants: dict[tuple[str, str], set[str]] = {}
     for folder, config in configs.items():
@@ -79,6 +80,11 @@ def finished_runs(folders: Iterable[Path]) -> list[FinishedRun]:
             raise ReportError(f"{folder} and {runs[key].path} are runs of the same; remove one.")
         runs[key] = FinishedRun(folder, config, label)
     return [run for _, run in sorted(runs.items())]
+
+
+def is_of_own_scans(folder: Path) -> bool:
+    """Whether a run's tasks are its own, not those of a scenario."""
+    return read_config(folder / "config.json")["scenario"] == SEQUENCE
 
 
 def _refuse_unknown(folder: Path, config: Mapping[str, Any]) -> None:

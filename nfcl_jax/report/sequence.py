@@ -15,6 +15,7 @@ from nfcl_jax.data.sequence import Reading, read_case, time_range_of
 from nfcl_jax.data.table import read_table
 from nfcl_jax.errors import DataError, ReportError, first_line
 from nfcl_jax.fields import field_title
+from nfcl_jax.geometry import radiological
 from nfcl_jax.metrics import format_number, metric_title, metrics_of, predicted
 from nfcl_jax.report import page
 from nfcl_jax.report.drawn import write_figures
@@ -30,6 +31,7 @@ from nfcl_jax.strategies import strategy_title
 from nfcl_jax.table_run import known_of
 
 MOST_PANELS, MOST_ROWS = 12, 10  # of a figure that can be read
+TURNS = mpl.colormaps["viridis"]  # of more images than there are colours to tell apart
 FIGURES = ("over_tasks_*", "pictures")
 
 
@@ -99,9 +101,11 @@ def _settings_line(fields: Sequence[Field]) -> str:
 def _all_scores(fields: Sequence[Field]) -> pd.DataFrame:
     rows: dict[tuple[str, int, str], dict[str, str]] = {}
     for field in fields:
+        heads = {own.head.name: own.head for task in field.tasks for own in task.lessons}
         now = [score for score in field.scores if score.trained_task == len(field.tasks)]
         for score in sorted(now, key=lambda score: score.evaluated_task):
-            place = field.name, score.evaluated_task, score.image
+            number = score.evaluated_task
+            place = field.name, number, field.learned(number, heads[score.image])
             words = format_number(score.metric, score.value)
             rows.setdefault(place, {})[metric_title(score.metric)] = words
     found = [dict(zip(("patient", "task", "learned"), k, strict=True)) | v for k, v in rows.items()]
@@ -159,18 +163,27 @@ def over_tasks(fields: Sequence[Field], kind: str) -> Figure:
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes, field in zip(grid.flat, fields, strict=False):
-            for number, (head, frames) in _taught(field, kind):
+            taught = _taught(field, kind)
+            for number, (head, frames) in taught:
                 title = head.name if len(frames) > 1 else field.title(head, *frames)
+                own = {"color": TURNS(number / len(field.tasks))} if len(taught) > MOST_ROWS else {}
                 after = range(number, len(field.tasks) + 1)
                 values = [field.after(task, number, head) for task in after]
                 points = [(a, v) for a, v in zip(after, values, strict=True) if v is not None]
                 axes.plot(*zip(*points, strict=True), marker="o", markersize=4, lw=1.3,
-                          label=f"{number}: {title}")  # fmt: skip
+                          label=f"{number}: {title}", **own)  # fmt: skip
             axes.set_title(field.name, fontsize=10)
             axes.set_xticks(range(1, len(field.tasks) + 1))
             axes.set_xlabel("tasks learned")
-            if len(_taught(field, kind)) <= MOST_ROWS:
-                axes.legend(fontsize=7)
+            lines, titles = axes.get_legend_handles_labels()
+            few = np.linspace(0, len(lines) - 1, min(len(lines), MOST_ROWS)).round().astype(int)
+            beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+            axes.legend(
+                [lines[i] for i in few],
+                [titles[i] for i in few],
+                fontsize=7,
+                **(beside if len(lines) > MOST_ROWS else {}),
+            )
         for axes in grid[:, 0]:
             axes.set_ylabel(metric_title(metric))
         for axes in grid.flat[len(fields) :]:
@@ -188,6 +201,13 @@ def _figure_of_pictures(field: Field, scan: Scan | None) -> Iterator[tuple[str, 
         for frame in frames
     ]
     seen: dict[tuple[int, int], np.ndarray] = {}
+    place, pixel = field.record.get("placed_at", field.record), tuple(field.record["spacing"][:2])
+    placed = field.record["placed"] or "placed_at" in field.record
+    flips, turned = radiological(np.array(place["affine"])) if placed else ((), False)
+
+    def upright(values: np.ndarray) -> np.ndarray:
+        flipped = np.flip(values, flips)
+        return np.swapaxes(flipped, 0, 1) if turned else flipped
 
     def ask(task: int, frame: int) -> np.ndarray:
         """The field's outputs in the middle slice of a frame."""
@@ -196,13 +216,13 @@ def _figure_of_pictures(field: Field, scan: Scan | None) -> Iterator[tuple[str, 
             whole = (frame + 1, *asked.shape[-3:])
             index = np.arange(np.prod(whole)).reshape(whole)[frame, ..., middle]
             outputs = asked.at_voxels(index.ravel())
-            seen[task, frame] = outputs.reshape(*index.shape, -1)
+            seen[task, frame] = upright(outputs.reshape(*index.shape, -1))
         return seen[task, frame]
 
     rows = []
     for number, head, frame in everything[:MOST_ROWS]:
         lacks = scan is None or (head.name, frame) in scan.missing
-        target = None if lacks else scan.values[head.name][frame][:, :, middle]
+        target = None if lacks else upright(scan.values[head.name][frame][:, :, middle])
         then, now = (
             predicted(Lesson(head, (frame,)), ask(task, frame)[..., head.channels])
             for task in (number, last)
@@ -214,11 +234,12 @@ def _figure_of_pictures(field: Field, scan: Scan | None) -> Iterator[tuple[str, 
             difference = now - target
             error = Panel("error", difference.mean(axis=-1) if difference.ndim > 2 else difference)
         rows.append((f"{number}: {field.title(head, frame)}", [*panels, error]))
+    columns = ["scan", "when learned", "now", "error now"]
     more = f" The first {MOST_ROWS} of {len(everything)}." * (len(everything) > MOST_ROWS)
     yield (
         "pictures",
         f"{field.name}{', in the middle slice' * (depth > 1)}.{more}",
-        panel_grid(["scan", "when learned", "now", "error now"], rows),
+        panel_grid(columns, rows, pixel[::-1] if turned else pixel),
     )
 
 
