@@ -119,8 +119,8 @@ def _time_of(
     if held_already and last not in {own.time for own in there}:
         names = " and ".join(name for name, _ in row.things)
         warnings.warn(
-            f"{names} was learned at {there[0].time:g}, from the same values; time={last:g} would "
-            "learn it at the time of the last scan, too.",
+            f"{names} was learned at {there[0].time:.15g}, from the same values; time={last:.15g} "
+            "would learn it at the time of the last scan, too.",
             stacklevel=5,
         )
     return there[0].time
@@ -167,7 +167,7 @@ def learned_in(
                 if record[kind]["sha256"] == sources.digest(file.path):
                     found.setdefault(record["task"], {})[kind] = file
                 elif strict:
-                    at = "" if row.time is None else f" at {row.time:g}"
+                    at = "" if row.time is None else f" at {row.time:.15g}"
                     raise DataError(
                         f"{name}{at} was learned in task {record['task']}, from another file or "
                         "other values (or from the same in another form, such as an array); "

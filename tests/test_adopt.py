@@ -76,3 +76,11 @@ def test_what_cannot_be_taken_over_is_refused(phantom_root, runs, tmp_path):
     lost = command("experiments.make_table", f"--acdc={phantom_root}",
                    "--scenario=domain_expansion", f"--out={out}")  # fmt: skip
     assert lost.returncode == 2 and f"{out}: there is no folder {out.parent}." in lost.stderr
+
+
+def test_a_patient_without_a_cine_has_a_table_too(phantom_root, tmp_path):
+    shutil.copytree(phantom_root / "patient001", tmp_path / "patient001")
+    (tmp_path / "patient001/patient001_4d.nii.gz").unlink()
+    make = ["experiments.make_table", f"--acdc={tmp_path}", "--scenario=signal_expansion"]
+    assert command(*make, f"--out={tmp_path / 'scans.csv'}").returncode == 0
+    assert set(pd.read_csv(tmp_path / "scans.csv")["range"].isna()) == {True}

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import skimage.io
+import tifffile
 from PIL import Image
 from test_sequence import HEADER
 from test_table_run import same
@@ -57,12 +58,14 @@ def test_colours_of_16_bits_are_not_cut_to_8(folder):
     )
     (folder / "wide.png").write_bytes(png)
     skimage.io.imsave(folder / "wide.tif", wide.astype("u2"), check_contrast=False)
-    for name in ("wide.png", "wide.tif"):
+    planes = np.moveaxis(wide, -1, 0).astype("u2")  # which tifffile keeps apart
+    tifffile.imwrite(folder / "planes.tif", planes, photometric="rgb")
+    for name in ("wide.png", "wide.tif", "planes.tif"):
         _, faults = cases(folder, f"p,1,{name},,,,\n")
-        assert "its colours have 16 bits; 8, or a grey picture of 16" in faults["p"][0]
+        assert "several values of 16 bits; values of 8 bits, or one of 16," in faults["p"][0]
         with (
             Image.open(folder / name) as picture,
-            pytest.raises(DataError, match="its colours have 16 bits"),
+            pytest.raises(DataError, match="several values of 16 bits"),
         ):
             in_memory(picture, "the image")
     grey = Image.fromarray(wide[..., 0].astype("u2"))

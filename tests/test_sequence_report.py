@@ -16,7 +16,7 @@ from nfcl_jax.metrics import metric_title
 from nfcl_jax.records import Score
 from nfcl_jax.report.kept import Field, Kept, answer, fields_of, kept_of, means_of
 from nfcl_jax.report.panels import Panel, panel_grid
-from nfcl_jax.report.sequence import over_tasks, write_sequence_report
+from nfcl_jax.report.sequence import _figure_of_pictures, over_tasks, write_sequence_report
 from nfcl_jax.scenarios import Lesson, Task, image_head
 
 OTHER = "p2/left,1,cine.nii.gz#3,,10,,\np2/left,2,cine.nii.gz#1,,0,,"
@@ -149,6 +149,27 @@ def test_thirty_images_have_a_figure_that_names_them(tmp_path):
     named = [text.get_text() for text in axes.get_legend().get_texts()]
     assert len(named) == 10 and named[0] == "1: image at 0" and named[-1] == "30: image at 145"
     assert len({line.get_color() for line in axes.lines}) == 30
+
+
+def test_many_images_of_one_task_have_colours_of_their_own(tmp_path):
+    heads = [image_head(1.0, f"echo {n}", n) for n in range(12)]
+    tasks = (Task("echoes", tuple(Lesson(head, (0,)) for head in heads)),)
+    scores = [Score("p1", head.name, 1, 1, "psnr", 30.0) for head in heads]
+    record = {"patient": "p1", "image": "scan", "rows": [{"time": None}]}
+    (axes,) = over_tasks([Field(tmp_path, record, {}, tasks, scores, [])], "image").axes
+    assert len({line.get_color() for line in axes.lines}) == 12
+
+
+def test_pictures_of_a_scan_lie_as_its_affine_says(folder, tmp_path):  # noqa: F811
+    """x of these files grows to the right and y to the front: both are turned round."""
+    (own,) = learn(folder, tmp_path, ROWS[:1])
+    (field,) = fields_of(tmp_path)
+    ((*_, figure),) = _figure_of_pictures(field, own.scan)
+    scan, then, now, error = (axes.images[0].get_array() for axes in figure.axes[:4])
+    slice_ = own.scan.values["T1"][0][:, :, own.scan.shape[-1] // 2]
+    np.testing.assert_array_equal(scan, slice_[::-1, ::-1].T)
+    np.testing.assert_allclose(now, np.clip(scan + error, 0, 1), atol=1e-6)
+    np.testing.assert_array_equal(then, now)
 
 
 def test_pictures_have_the_proportions_of_their_voxels():

@@ -99,17 +99,22 @@ def test_the_table_of_whole_frames_is_that_of_its_runs():
 
 
 def table_of_gaps(scenario, last):
-    """What the earlier tasks have at the end, on average."""
+    """What the earlier tasks have when distillation has just learned them, and at the end, on
+    average; and where distillation stands between fine-tuning and those."""
     rows = []
     for field in FIELDS:
         kept = {}
         for strategy in ("finetune", "distillation", "joint"):
             psnr = matrix("recommended", scenario, field, "psnr", strategy)
             kept[strategy] = np.mean([psnr[last, task] for task in range(1, last)], axis=0)
-        closed = gap_closed(kept["distillation"], kept["finetune"], kept["joint"])
-        row = {"field": FIELDS[field].title}
+        psnr = matrix("recommended", scenario, field, "psnr")
+        learned = np.mean([psnr[task, task] for task in range(1, last)], axis=0)
+        row = {"field": FIELDS[field].title, "when learned": f"{learned.mean():.1f}"}
         row |= {f"`{name}`": f"{values.mean():.1f}" for name, values in kept.items()}
-        rows.append(row | {"gap closed, %": "-" if np.isnan(closed) else f"{closed:.0f}"})
+        for title, mark in (("kept", learned), ("gap closed", kept["joint"])):
+            closed = gap_closed(kept["distillation"], kept["finetune"], mark)
+            row[f"{title}, %"] = "-" if np.isnan(closed) else f"{closed:.0f}"
+        rows.append(row)
     return markdown(pd.DataFrame(rows))
 
 

@@ -143,8 +143,8 @@ def test_a_check_says_what_is_gone_and_how_rows_differ(folder, tmp_path):  # noq
     assert "p1: files of what was learned are gone: T2 at 0" in done.stdout.splitlines()
     config_of(folder, [ROWS[0], ROWS[1].replace(",0,", ",1,"), *ROWS[2:]])
     done = command(*check)
-    missing = f"{folder}/t2.nii.gz: missing. What was learned there is T2 at 0 in task 2."
-    assert done.returncode == 1 and f"line 3: {missing}" in done.stdout
+    missing = f"{folder}/t2.nii.gz: missing. The row was another one when it was learned: T2 at 0"
+    assert done.returncode == 1 and f"line 3: {missing} in task 2." in done.stdout
     nib.save(nib.load(folder / "t1.nii.gz"), folder / "t2.nii.gz")
     config_of(folder, [ROWS[0].replace("T1", "PD"), *ROWS[1:3]])
     own = [line for line in command(*check).stdout.splitlines() if line.startswith("p1: ")]

@@ -11,6 +11,8 @@ from nfcl_jax.data.table import File, Row
 from nfcl_jax.data.volumes import Volume
 from nfcl_jax.errors import DataError
 
+KINDS = ("image", "mask")  # of what a row teaches
+
 
 def refuse_other_terms(
     row: Row,
@@ -43,6 +45,26 @@ def _other_ends(a: Sequence[float], b: Sequence[float]) -> bool:
     return not np.allclose(a, b, rtol=1e-6, atol=0)
 
 
+def in_order(rows: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Rows by their tasks, and within a task that was learned in the order in which it was, which
+    a spreadsheet may have changed."""
+    before = [
+        (
+            record["task"],
+            record["time"],
+            [(record[kind]["name"], record[kind]["frame"]) for kind in KINDS if kind in record],
+        )
+        for record in records
+    ]
+
+    def place(row: Row) -> tuple[int, int, int]:
+        things = [(name, file.frame) for name, file in row.things]
+        own = row.task, row.time, things
+        return row.task, before.index(own) if own in before else len(before), row.line
+
+    return sorted(rows, key=place)
+
+
 def differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) -> list[str]:
     """A line for each row of the first `learned` tasks of a table's scan that is not as it was in
     `there`. In the records is left what must not differ beside them: the grid."""
@@ -65,6 +87,9 @@ def differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) 
         words, own = named(old), there_now.get(what)
         if own is None:
             instead = [row for row in new if row["task"] == old["task"]]
+            others = [row for what, row in known.items() if what not in there_now]
+            if sum(row["task"] == old["task"] for row in others) > 1:  # one for each
+                instead = instead[:1]
             new = [row for row in new if row not in instead]
             has = " and ".join(map(named, instead)) or "no such row"
             lines.append(f"{name}: learned {words}; the table has {has}")
@@ -76,7 +101,7 @@ def differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) 
 
 def _what_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Between two rows that teach the same."""
-    for kind in ("image", "mask"):
+    for kind in KINDS:
         then, now = old.get(kind, {}), new.get(kind, {})
         if then.get("frame") != now.get("frame"):
             return f"another frame of the {kind}'s file"
@@ -90,12 +115,12 @@ def _what_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def _by_what_they_teach(rows: Sequence[Mapping[str, Any]]) -> dict[tuple, Mapping[str, Any]]:
     """Rows of one scan by their task, time and names, of which no two are the same."""
-    names = [tuple(row.get(kind, {}).get("name") for kind in ("image", "mask")) for row in rows]
+    names = [tuple(row.get(kind, {}).get("name") for kind in KINDS) for row in rows]
     return {(row["task"], row["time"], *own): row for row, own in zip(rows, names, strict=True)}
 
 
 def named(row: Mapping[str, Any]) -> str:
     """What a row in patients.json teaches, and when, such as "T1 at 365 in task 2"."""
-    names = [row[kind]["name"] for kind in ("image", "mask") if kind in row]
-    at = "" if row["time"] is None else f" at {row['time']:g}"
+    names = [row[kind]["name"] for kind in KINDS if kind in row]
+    at = "" if row["time"] is None else f" at {row['time']:.15g}"
     return f"{' and '.join(names)}{at} in task {row['task']}"

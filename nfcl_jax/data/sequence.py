@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nfcl_jax.data import sources
-from nfcl_jax.data.compared import named
+from nfcl_jax.data.compared import in_order, named
 from nfcl_jax.data.grids import Placed, described_grid, grid_of_record, resampled, same_grid
 from nfcl_jax.data.table import File, Row, read_table
 from nfcl_jax.data.things import (
@@ -21,7 +21,7 @@ from nfcl_jax.data.things import (
     heads_of,
     images_of,
     labels_of,
-    refuse_flat,
+    refuse_coarse,
     tasks_of_things,
     whole_labels,
 )
@@ -79,14 +79,22 @@ def read_cases(path: Path, reading: Reading, known: Mapping[str, Known] = {}) ->
     cases, faults = [], {}
     patients: dict[str, list[Row]] = {}
     table = read_table(path)
-    if reading.time_range is None and any(row.time is not None for row in table):
-        raise DataError(f"{path}: has times, which need a time_range, such as 0,730.")
+    times = [row.time for row in table if row.time is not None]
+    lacking = times and reading.time_range is None
+    if lacking:  # the other faults are found nevertheless
+        reading = reading._replace(time_range=(min(times) - 1, max(times) + 1))
     for row in table:
         patients.setdefault(row.patient, []).append(row)
     for patient, rows in patients.items():
         own = read_case(rows, reading, known.get(patient), f"{path}, line ")
         cases += own.cases
         faults |= own.faults
+    if lacking:
+        first = (
+            f"{path}: has times, which need --config.data.time_range=0,730 (with other ends; of "
+            "check_data --time_range)."
+        )
+        raise DataError("\n".join([first, *(line for own in faults.values() for line in own)]))
     return Cases(cases, faults)
 
 
@@ -94,7 +102,7 @@ def read_case(rows: Sequence[Row], reading: Reading, known: Known | None, where:
     """The same for the rows of one patient. Faults begin with `where` and the line or, if it is
     empty, with the file."""
     reader = _Reader(where, reading, known)
-    case = reader.case(_in_order(rows, known))
+    case = reader.case(in_order(rows, known.record["rows"] if known else []))
     return Cases([case], {}) if case else Cases([], {rows[0].patient: reader.faults})
 
 
@@ -129,7 +137,8 @@ class _Reader:
             self.grid = "what was learned", grid_of_record(known.record)
             later = known.record.get("placed_at", {})
             if later.get("task", len(known.tasks) + 1) <= len(known.tasks):
-                place = tuple(later["spacing"]), np.array(later["affine"], float)
+                spacing = later.get("spacing", self.grid[1].spacing)
+                place = tuple(spacing), np.array(later["affine"], float)
                 volume = Volume(self.grid[1].data, *place, placed=True)
                 self.placed = Placed("what was learned", volume, later["task"])
 
@@ -193,7 +202,9 @@ class _Reader:
         low, high = self.reading.time_range
         for row in rows:
             if not low <= row.time <= high:
-                self.fault(row, f"time {row.time:g} is beyond the time_range {low:g},{high:g}.")
+                self.fault(
+                    row, f"time {row.time:.15g} is beyond the time_range {low:.15g},{high:.15g}."
+                )
         # Rounded as `points.index_to_coords` has equidistant frames.
         scale = np.float32(high - low)
         places = {
@@ -229,8 +240,10 @@ class _Reader:
         task, records = thing.row.task, self.known.record["rows"] if self.known else []
         learned = [named(row) for row in records if row["task"] == task]
         hint = ""
-        if learned and not thing.known and not thing.file.path.exists():
-            hint = f" What was learned there is {' and '.join(learned)}."
+        if learned and not thing.known and not thing.file.is_there:
+            hint = f" The row was another one when it was learned: {' and '.join(learned)}."
+        if read and not (thing.is_mask or thing.known):
+            collect(faults, refuse_coarse, thing.file, read.data)
         for fault in faults:
             self.fault(thing.row, fault + hint)
         return read
@@ -240,11 +253,10 @@ class _Reader:
         try:
             volume = self.volume(file.path, 4 if file.frame else 3, is_mask)
         except DataError as error:
-            hint = ""
-            if "expected 3 dim" in str(error):
-                hint = " A frame of a 4D file would be file.nii.gz#1."
-            elif "expected 4 dim" in str(error):
-                hint = f" The file without #{file.frame} would be right, if that is a volume."
+            _, _, shape = str(error).partition("dimensions, found shape ")
+            hints = {3: f" The file without #{file.frame} would be right.",
+                     4: " A frame of it would be file.nii.gz#1."}  # fmt: skip
+            hint = hints.get(len(shape.split(",")), "") if shape else ""
             raise DataError(f"{error}{hint}") from error
         whole = volume.range or range_of(volume.data)
         if file.frame:
@@ -255,8 +267,8 @@ class _Reader:
             volume = Volume(frame, volume.spacing, volume.affine, volume.placed)
         if is_mask:
             volume = dataclasses.replace(volume, data=whole_labels(volume.data))
-        if not is_mask:
-            refuse_flat(str(file), volume.data)
+        if not is_mask and volume.data.min() == volume.data.max():
+            raise DataError(f"{file}: every voxel is {volume.data.min():g}, nothing to fit.")
         if self.grid is None:
             self.grid = str(file), volume
         for other, first in [self.grid, *([self.placed[:2]] if self.placed else [])]:
@@ -270,25 +282,6 @@ class _Reader:
         if volume.placed and not self.grid[1].placed and self.placed is None:
             self.placed = Placed(str(file), volume, task)
         return Found(volume.data, whole)
-
-
-def _in_order(rows: Sequence[Row], known: Known | None) -> list[Row]:
-    """Rows by their tasks, and within a task that was learned in the order in which it was, which
-    a spreadsheet may have changed."""
-    before = [_named(record) for record in (known.record["rows"] if known else [])]
-
-    def place(row: Row) -> tuple[int, int, int]:
-        things = [(name, file.frame) for name, file in row.things]
-        own = row.task, row.time, things
-        return row.task, before.index(own) if own in before else len(before), row.line
-
-    return sorted(rows, key=place)
-
-
-def _named(record: Mapping[str, Any]) -> tuple:
-    """What a row in patients.json says of what it teaches."""
-    own = [record[kind] for kind in ("image", "mask") if kind in record]
-    return record["task"], record["time"], [(thing["name"], thing["frame"]) for thing in own]
 
 
 def _nothing(shape: tuple[int, ...], head: Head) -> np.ndarray:

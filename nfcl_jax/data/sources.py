@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nfcl_jax.data.volumes import (
 from nfcl_jax.errors import DataError, first_line
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+BITS_PER_SAMPLE = 258  # among the tags of TIFF
 GREY = ("1", "L", "I", "I;16", "I;16L", "I;16B", "F")  # Pillow's modes
 
 
@@ -84,15 +86,17 @@ def digest(source: Source) -> str:
 
 
 def _refuse_in_part(picture: Image.Image, name: str) -> None:
-    """Raises DataError for a picture of which Pillow would read a part: the first of several, or of
-    colours of 16 bits the upper 8. It must not be loaded yet; afterwards nothing tells those."""
+    """Raises DataError for a picture of which Pillow would read a part: the first of several, or 8
+    bits of several values of 16. It must not be loaded yet; afterwards nothing tells those."""
     if (pages := getattr(picture, "n_frames", 1)) > 1:
         raise DataError(f"{name}: holds {pages} pictures; a file for each would be right.")
-    stored = [str(tile[3]) for tile in getattr(picture, "tile", [])]  # such as "RGB;16B"
-    if len(picture.getbands()) > 1 and any(";16" in layout for layout in stored):
+    stored = str([tile[3] for tile in getattr(picture, "tile", [])])  # such as "RGB;16B"
+    bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
+    wide = max(np.atleast_1d(bits)) > 8 or re.search(";16[BLN]", stored)
+    if len(picture.getbands()) > 1 and wide:
         raise DataError(
-            f"{name}: its colours have 16 bits; 8, or a grey picture of 16 for each colour, would "
-            "be right."
+            f"{name}: its pixels have several values of 16 bits; values of 8 bits, or one of 16, "
+            "would be right."
         )
 
 

@@ -47,6 +47,13 @@ class File(NamedTuple):
     path: Source
     frame: int | None = None
 
+    @property
+    def is_there(self) -> bool:
+        try:
+            return self.path.exists()
+        except OSError:  # such as a name that is too long
+            return False
+
     def __str__(self) -> str:
         return f"{self.path}#{self.frame}" if self.frame else str(self.path)
 
@@ -266,7 +273,7 @@ def _contradictions(rows: Iterable[Row], whole: bool) -> Iterator[str]:
             for name, _ in row.things:
                 line = first.setdefault((name, row.time), row.line)
                 if line != row.line:
-                    at = "" if row.time is None else f" at time {row.time:g}"
+                    at = "" if row.time is None else f" at time {row.time:.15g}"
                     yield (
                         f"line {row.line}: {name} of {patient}{at} is in line {line} already; "
                         "another time or channel would be right (of a second mask, in a row "

@@ -13,7 +13,7 @@ from nfcl_jax.scenarios import Head, Lesson, Task, image_head, mask_head
 
 LEAST_STEPS = 1000  # that float32 must have from the darkest voxel of an image to the brightest
 MAX_LABELS = 64  # of a mask; more are an image
-MAX_LABEL = 2**24  # beyond, float32 does not tell them apart
+EXACT = 2**24  # beyond, float32 does not tell whole numbers apart
 # Of the width of a channel's range, from a patient's first image to another that states none.
 MAX_CHANGE = 10.0
 
@@ -47,7 +47,7 @@ class Thing(NamedTuple):
     @property
     def is_gone(self) -> bool:
         """Whether the file is no longer there, and need not be."""
-        return self.known is not None and not self.file.path.exists()
+        return self.known is not None and not self.file.is_there
 
 
 class Found(NamedTuple):
@@ -58,16 +58,14 @@ class Found(NamedTuple):
     whole: Range
 
 
-def refuse_flat(name: str, data: np.ndarray) -> None:
-    """Raises DataError for an image that has nothing to fit, or of which float32 keeps little."""
+def refuse_coarse(file: File, data: np.ndarray) -> None:
+    """Raises DataError for an image of which float32, in which files are read, keeps little."""
     low, high = range_of(data)
-    if low == high:
-        raise DataError(f"{name}: every voxel is {low:g}, nothing to fit.")
-    step = np.spacing(np.float32(max(abs(low), abs(high))))
-    if step > (high - low) / LEAST_STEPS:
+    largest = np.float32(max(abs(low), abs(high)))
+    if largest >= EXACT and np.spacing(largest) > (high - low) / LEAST_STEPS:
         raise DataError(
-            f"{name}: from {low:.9g} to {high:.9g} float32 has steps of {step:g}; the same less "
-            f"{low:.9g} would be right."
+            f"{file}: in float32 its values, from {low:.9g} to {high:.9g}, have steps of "
+            f"{np.spacing(largest):g}; the same file with {low:.9g} subtracted would be right."
         )
 
 
@@ -101,9 +99,9 @@ def labels_of(
             fault(
                 thing.row, f"{thing.file}: {len(own)} labels, at most {MAX_LABELS}; is it an image?"
             )
-        elif np.abs(own).max() >= MAX_LABEL:
+        elif np.abs(own).max() >= EXACT:
             largest = f"found {np.abs(own).max():.0f}"
-            fault(thing.row, f"{thing.file}: labels must be below {MAX_LABEL}, {largest}.")
+            fault(thing.row, f"{thing.file}: labels must be below {EXACT}, {largest}.")
         elif len(own) == 1 and len(known) == 1:
             fault(thing.row, f"{thing.file}: every voxel is {own[0]:g}, nothing to learn.")
         elif not np.isin(own, known).all():
@@ -205,7 +203,7 @@ def tasks_of_things(things: Sequence[Thing], heads: Mapping[str, Head]) -> tuple
         times = dict.fromkeys(thing.row.time for thing in own)
         name = " and ".join(frames)
         if None not in times:
-            when = [f"{time:g}" for time in times]
+            when = [f"{time:.15g}" for time in times]
             name += f" at {', '.join(when) if len(when) < 4 else f'{len(when)} times'}"
         lessons = (Lesson(heads[head], tuple(sorted(own))) for head, own in frames.items())
         tasks.append(Task(name, tuple(lessons)))
@@ -234,7 +232,7 @@ def title_of(rows: Sequence[Mapping[str, Any]], name: str, frame: int) -> str:
     """What is learned in a frame, from 0, of a scan with these rows in patients.json, such as "T1
     at 365"."""
     time = list(dict.fromkeys(row["time"] for row in rows))[frame]
-    return name if time is None else f"{name} at {time:g}"
+    return name if time is None else f"{name} at {time:.15g}"
 
 
 def _listed(labels: np.ndarray) -> str:

@@ -114,10 +114,10 @@ def read_volume(
         unit = OTHER_UNITS.get(int(stored["xyzt_units"]) & 7)
     except Exception as error:  # a damaged header fails in any way
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
-    if single_slice and shape[2:] in ((), (1,)):
-        shape, spacing = (*shape[:2], 1), of_slice(spacing)
     while len(shape) > dimensions and shape[-1] == 1:
         shape = shape[:-1]
+    if single_slice and shape[2:] in ((), (1,)):
+        shape, spacing = (*shape[:2], 1), of_slice(spacing)
     if len(shape) != dimensions or min(shape) < 1:
         raise DataError(f"{path}: expected {dimensions} dimensions, found shape {shape}.")
     if unit:

@@ -47,9 +47,8 @@ def panel_grid(
     """
     shape = next(panel.values.shape for _, panels in rows for panel in panels if panel)[:2]
     width, shape_of_box = 1.55, shape[1] * pixel[1] / (shape[0] * pixel[0])
-    if shape_of_box > 2:  # tall ones become slim
-        width *= 2 / shape_of_box
-    height = width * shape_of_box + 0.16
+    height = min(width * shape_of_box, 2 * width) + 0.16  # tall ones become slim
+    width = max(width / max(shape_of_box / 2, 1), 0.9)  # under a title
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(
             figsize=(width * len(columns) + 0.9, height * len(rows) + 0.5), layout="constrained"

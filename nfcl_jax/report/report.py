@@ -88,7 +88,8 @@ def _runs_in(workdir: Path) -> tuple[list[FinishedRun], list[str], list[str]]:
     """The finished runs, and the names of the others: unfinished ones, and those of own scans."""
     folders = sorted(path.parent for path in workdir.glob("*/config.json"))
     folders += sorted(path.parent for path in workdir.glob("cells/*/config.json"))
-    own_scans = [folder for folder in folders if is_of_own_scans(folder)]
+    finished = [folder for folder in folders if (folder / "summary.csv").is_file()]
+    own_scans = [folder for folder in finished if is_of_own_scans(folder)]
     runs = finished_runs(folders)
     if not runs and own_scans:
         raise ReportError(

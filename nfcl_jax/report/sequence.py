@@ -164,9 +164,9 @@ def over_tasks(fields: Sequence[Field], kind: str) -> Figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes, field in zip(grid.flat, fields, strict=False):
             taught = _taught(field, kind)
-            for number, (head, frames) in taught:
+            for turn, (number, (head, frames)) in enumerate(taught, start=1):
                 title = head.name if len(frames) > 1 else field.title(head, *frames)
-                own = {"color": TURNS(number / len(field.tasks))} if len(taught) > MOST_ROWS else {}
+                own = {"color": TURNS(turn / len(taught))} if len(taught) > MOST_ROWS else {}
                 after = range(number, len(field.tasks) + 1)
                 values = [field.after(task, number, head) for task in after]
                 points = [(a, v) for a, v in zip(after, values, strict=True) if v is not None]
@@ -202,7 +202,7 @@ def _figure_of_pictures(field: Field, scan: Scan | None) -> Iterator[tuple[str, 
     ]
     seen: dict[tuple[int, int], np.ndarray] = {}
     place, pixel = field.record.get("placed_at", field.record), tuple(field.record["spacing"][:2])
-    placed = field.record["placed"] or "placed_at" in field.record
+    placed = field.record.get("placed") or "placed_at" in field.record
     flips, turned = radiological(np.array(place["affine"])) if placed else ((), False)
 
     def upright(values: np.ndarray) -> np.ndarray:
