@@ -64,8 +64,7 @@ def load(
             pass
         except Exception as error:  # of any kind, as the damage may be
             faults.append(
-                f"{path}: cannot be gone on with ({first_line(error)}); {name} begins task {task} "
-                "again."
+                f"{path}: cannot be used ({first_line(error)}); {name} begins task {task} again."
             )
     return scans, faults
 

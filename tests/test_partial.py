@@ -99,14 +99,14 @@ def test_a_damaged_file_of_a_partial_checkpoint_is_named(tmp_path):
         train(scans, tasks, distilled(num_steps=60), hooks=Hooks(on_chunk=stop))
     (path,) = (tmp_path / "unfinished/task_1").iterdir()
     _, (fault,) = partial.load(tmp_path, 1, [scans[0].name], "another run")
-    assert "cannot be gone on with (of a run of another config)" in fault
+    assert "cannot be used (of a run of another config)" in fault
     assert partial.load(tmp_path, 1, [scans[0].name], "a run")[0]
     whole = path.read_bytes()
     for damaged in (b"", b"PK", whole[: len(whole) // 2], whole[:200] + b"x" * 50 + whole[250:]):
         path.write_bytes(damaged)
         scans_left, (fault,) = partial.load(tmp_path, 1, [scans[0].name], "a run")
         assert not scans_left
-        assert fault.startswith(f"{path}: cannot be gone on with (") and f"{scans[0].name} begins" in fault
+        assert fault.startswith(f"{path}: cannot be used (") and f"{scans[0].name} begins" in fault
 
 
 @pytest.mark.parametrize("batches", [1, 2])
