@@ -26,7 +26,7 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "pe_relu": Recipe(2e-2, 0.5, 1.0, 1.0, 4, 100),
+    "pe_relu": Recipe(2e-2, 0.5, 3.0, 1.0, 4, 100),
     "siren": Recipe(3.5e-3, 0.22, 0.22, 0.1, 7, 2000),
     "finer": Recipe(5e-3, 0.13, 0.3, 0.1, 10, 2000),
 }
