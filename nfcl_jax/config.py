@@ -112,6 +112,8 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
         config["field"] = {"time_scale": 1.0, "signed": False, **config["field"]}
         if config["field"].get("centred") is False:  # if true, it is refused by its name
             del config["field"]["centred"]
+    if config["field"]["name"] == "pe_relu":
+        config["field"] = {"scale": 1.0, **config["field"]}
     if config["field"]["name"] == "diner":
         config["field"] = {"knots": 0, "initialisation": "lecun", **config["field"]}
     return config

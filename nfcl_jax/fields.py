@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from nfcl_jax.checks import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Check, one_of
+from nfcl_jax.checks import AT_LEAST_1, FRACTION, NOT_NEGATIVE, POSITIVE, Check, one_of
 from nfcl_jax.errors import look_up
 from nfcl_jax.initialisers import inverse_root, symmetric_uniform
 from nfcl_jax.sine import sine
@@ -117,18 +117,25 @@ def sine_layers(field: CoordinateField, coords, activation: Callable, first_bias
 
 
 class PEReLU(CoordinateField):
-    """ReLU layers over gamma(x) = (sin(2^k pi x), cos(2^k pi x)), k = 0..num_frequencies-1, per
-    coordinate, without the raw coordinate."""
+    """ReLU layers over gamma(s x) = (sin(2^k pi s x), cos(2^k pi s x)), k = 0..num_frequencies-1,
+    per coordinate, without the raw coordinate.
+
+    The scale s is 1 in the paper. -1 and 1, the two ends of each axis, then have the same encoding:
+    the field answers the same in the first slice and in the last, and in the first frame and the
+    last. Below 1 they are apart.
+    """
 
     num_frequencies: int = 10
+    scale: float = 1.0
     title: ClassVar[str] = "PE-ReLU"
     colour: ClassVar[str] = "#0072B2"
-    checks: ClassVar[Mapping[str, Check]] = {"num_frequencies": AT_LEAST_1}
+    checks: ClassVar[Mapping[str, Check]] = {"num_frequencies": AT_LEAST_1, "scale": FRACTION}
 
     @nn.compact
     def __call__(self, coords: Float[Array, "points axes"]) -> Float[Array, "points channels"]:
         # One column per axis and frequency, in half turns: for the sines, then for the cosines.
         coords, axes = self.scaled(coords), coords.shape[-1]
+        coords = coords if self.scale == 1 else coords * self.scale
         scales = np.kron(np.eye(axes), 2.0 ** np.arange(self.num_frequencies)).astype(np.float32)
         scaled = sum(coords[:, axis, None] * np.tile(scales[axis], 2) for axis in range(axes))
         # Whole turns are taken off before pi rounds: exact, where 2^9 pi x would be off by 1e-4.

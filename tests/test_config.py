@@ -101,6 +101,9 @@ def test_a_config_of_an_earlier_version_is_read_in_todays_terms():
     early["field"]["centred"] = True  # whose output layer began elsewhere
     with pytest.raises(RunError, match="siren has no centred"):
         stored_config(early, Path("config.json"))
+    encoded = make_config("domain_expansion", "pe_relu", "finetune")
+    early = {k: v for k, v in encoded["field"].items() if k != "scale"}
+    assert in_todays_terms(encoded | {"field": early}) == encoded
     distilled = make_config("domain_expansion", "siren", "distillation")
     early = distilled | {"distillation": {"weight": 1.0, "points": "voxels"}}
     assert in_todays_terms(early) == distilled

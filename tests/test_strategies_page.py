@@ -86,6 +86,10 @@ def test_the_tables_of_other_patients_are_those_of_their_runs():
     page = (REPOSITORY / "docs/strategies.md").read_text()
     for table in tables("unseen", OTHERS).split("\n\n"):
         assert table in page
+    image = matrix("unseen", "signal_expansion", "diner", "psnr", patients=OTHERS)[2, 1]
+    frames = matrix("unseen", "domain_expansion", "diner", "psnr", patients=OTHERS)
+    (low,) = image[image <= 40].items()
+    assert f"but for {low[0]}'s image, {low[1]:.1f}" in page and (frames[4] > 40).all().all()
 
 
 def table_of_whole_frames():
