@@ -88,19 +88,20 @@ def test_gradient_agrees_with_finite_differences(name):
     np.testing.assert_allclose(analytic, numeric, rtol=1e-3)
 
 
-@pytest.mark.parametrize("axis", range(4))
-def test_the_positional_encoding_cannot_tell_the_two_ends_of_an_axis_apart(axis):
+def test_the_positional_encoding_cannot_tell_the_two_ends_of_an_axis_apart():
     """sin(2^k pi x) is 0 and cos(2^k pi x) the same at x = -1 and 1: to PE-ReLU, as the paper has
     it, the first and the last frame are one, and so are the first and the last slice, unless its
     scale is below 1 (docs/reproduction.md)."""
-    ends = jnp.array([[0.3, -0.2, 0.6, 0.1]] * 2).at[:, axis].set(jnp.array([-1.0, 1.0]))
+    inside, axes = jnp.tile(jnp.array([0.3, -0.2, 0.6, 0.1]), (4, 1)), jnp.arange(4)
+    first, last = (inside.at[axes, axes].set(end) for end in (-1.0, 1.0))
     for name, own, expected in (
         ("pe_relu", {}, True),
         ("pe_relu", {"scale": 0.95}, False),
         ("siren", {}, False),
     ):
         field, params = make(name, **own)
-        assert np.allclose(*field.apply(params, ends), atol=1e-4) == expected
+        change = jnp.abs(field.apply(params, first) - field.apply(params, last)).max(axis=1)
+        assert ((change < 1e-4) == expected).all()
 
 
 def test_finers_scale_is_detached_by_default_and_only_the_gradient_knows():

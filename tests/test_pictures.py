@@ -247,3 +247,11 @@ def test_points_in_mm_of_a_sheared_slice_are_in_its_plane():
     at = np.array([[-1.0, -1.0], [1.0, 1.0]])
     np.testing.assert_allclose(grid.to_mm(at), [affine[:3, 3], (affine @ [5, 4, 0, 1])[:3]])
     np.testing.assert_allclose(grid.from_mm(grid.to_mm(at)), at, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(WIDTH, HEIGHT, 1, 1, 1), (WIDTH // 2, HEIGHT, 2, 1, 1)])
+def test_further_axes_of_one_are_left_out(folder, shape):
+    voxels = RED.T.reshape(shape).astype("f4")
+    nib.save(nib.Nifti1Image(voxels, np.diag([2, 2, 5, 1])), folder / "long.nii.gz")
+    ((case,), faults) = cases(folder, "p,1,long.nii.gz,,,,\n")
+    assert not faults and case.scan.shape == shape[:3]

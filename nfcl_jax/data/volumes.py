@@ -97,6 +97,7 @@ def read_volume(
       dimensions: that it must have, 3 or 4.
       num_frames: that a field is fitted to, for the estimate of the memory that takes.
       single_slice: whether one slice may be all there is; of 2 dimensions, it gets a third of 1.
+        Further ones of 1 are then left out.
 
     Raises:
       DataError: if the file is missing, unreadable, of other dimensions, too large for the memory
@@ -114,7 +115,7 @@ def read_volume(
         unit = OTHER_UNITS.get(int(stored["xyzt_units"]) & 7)
     except Exception as error:  # a damaged header fails in any way
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
-    while len(shape) > dimensions and shape[-1] == 1:
+    while single_slice and len(shape) > dimensions and shape[-1] == 1:
         shape = shape[:-1]
     if single_slice and shape[2:] in ((), (1,)):
         shape, spacing = (*shape[:2], 1), of_slice(spacing)
