@@ -22,7 +22,7 @@ from nfcl_jax.data.sequence import Reading, read_cases, time_range_of
 from nfcl_jax.errors import ConfigError, look_up
 from nfcl_jax.scan import Scan, name_in_table
 from nfcl_jax.scenarios import SCENARIOS
-from nfcl_jax.table_run import contradictions, gone_of, learned_before
+from nfcl_jax.table_run import GONE, contradictions, gone_of, learned_before
 
 _ROOT = flags.DEFINE_string("root", None, "the folder of patientNNN folders")
 _DATASET = flags.DEFINE_string("dataset", "acdc", "how the files are read")
@@ -58,8 +58,7 @@ def check_table(path: Path, console: Console) -> None:
             own for own in cases if name_in_table(own.scan.patient, own.scan.image) not in others
         ]
     gone = [
-        f"{name_in_table(own.scan.patient, own.scan.image)}: files of what was learned are gone: "
-        f"{gone_of(own.scan)}"
+        GONE % (name_in_table(own.scan.patient, own.scan.image), gone_of(own.scan))
         for own in cases
         if own.scan.missing
     ]

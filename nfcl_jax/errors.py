@@ -2,13 +2,26 @@
 and the one-line account of what another library could not read."""
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
 class ConfigError(Exception):
     """A config, or the folder that a run is to be made in, is wrong. Not a ValueError, which
     ml_collections would bury in a traceback."""
+
+
+class AnotherRunError(ConfigError):
+    """The folder holds a run of something else. `differing` has a line for each difference."""
+
+    def __init__(self, workdir: Path, differing: Sequence[str]):
+        super().__init__(
+            f"{workdir}: holds a run with\n  "
+            + "\n  ".join(differing)
+            + "\nGo on with it by its own settings, or choose another workdir."
+        )
+        self.differing = differing
 
 
 class DataError(ValueError):

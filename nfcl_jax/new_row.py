@@ -11,7 +11,7 @@ import numpy as np
 from nfcl_jax.data import sources
 from nfcl_jax.data.sequence import time_range_of
 from nfcl_jax.data.sources import in_memory
-from nfcl_jax.data.table import File, Row, file_of
+from nfcl_jax.data.table import File, Row, at_time, file_of
 from nfcl_jax.data.volumes import Volume
 from nfcl_jax.errors import DataError
 from nfcl_jax.records import Progress
@@ -167,11 +167,10 @@ def learned_in(
                 if record[kind]["sha256"] == sources.digest(file.path):
                     found.setdefault(record["task"], {})[kind] = file
                 elif strict:
-                    at = "" if row.time is None else f" at {row.time:.15g}"
                     raise DataError(
-                        f"{name}{at} was learned in task {record['task']}, from another file or "
-                        "other values (or from the same in another form, such as an array); "
-                        "another time or channel would be right."
+                        f"{name}{at_time(row.time)} was learned in task {record['task']}, from "
+                        "another file or other values (or from the same in another form, such as "
+                        "an array); another time or channel would be right."
                     )
     if 0 < sum(map(len, found.values())) < len(things):
         if strict:

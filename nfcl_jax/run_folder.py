@@ -21,7 +21,7 @@ from nfcl_jax.config import (
 )
 from nfcl_jax.data.compared import differing_rows
 from nfcl_jax.data.sequence import time_range_of
-from nfcl_jax.errors import ConfigError, RunError
+from nfcl_jax.errors import AnotherRunError, RunError
 from nfcl_jax.fields import Field, Params, create_field, init_params
 from nfcl_jax.params import num_parameters
 from nfcl_jax.points import num_axes, num_space_axes
@@ -144,7 +144,7 @@ def write_description(workdir: Path, config: Mapping[str, Any], scan_records: li
 def refuse_another_run(
     config: Mapping[str, Any], scan_records: list[dict] | None, workdir: Path
 ) -> None:
-    """Raises ConfigError, naming what differs, if `workdir` holds a run of something else, or
+    """Raises AnotherRunError, naming what differs, if `workdir` holds a run of something else, or
     RunError if its files are no run's. Scans that are not read yet are None."""
     differing = []
     if config["scenario"] != SEQUENCE and (workdir / PATIENTS).is_dir():
@@ -160,11 +160,7 @@ def refuse_another_run(
         there = read_records(workdir / "patients.json")
         differing += differing_scans(there, scan_records, num_learned(workdir))
     if differing:
-        raise ConfigError(
-            f"{workdir}: holds a run with\n  "
-            + "\n  ".join(differing)
-            + "\nGo on with it by its own settings, or choose another workdir."
-        )
+        raise AnotherRunError(workdir, differing)
 
 
 def _told_by_values(path: Path) -> bool:

@@ -17,7 +17,7 @@ from nfcl_jax.config import check_config, read_config
 from nfcl_jax.data.cohorts import refuse_faults
 from nfcl_jax.data.sequence import Case, Known, Reading, read_cases, time_range_of
 from nfcl_jax.data.things import title_of
-from nfcl_jax.errors import ConfigError, RunError
+from nfcl_jax.errors import AnotherRunError, ConfigError, RunError
 from nfcl_jax.records import Score
 from nfcl_jax.rows import read_rows
 from nfcl_jax.run_folder import PATIENTS, describe_scans, read_records, refuse_another_run
@@ -26,6 +26,7 @@ from nfcl_jax.scenarios import SEQUENCE, describe_tasks, tasks_of
 from nfcl_jax.strategies import STRATEGIES
 
 log = logging.getLogger("nfcl_jax")
+GONE = "%s: files of what was learned are gone: %s"
 
 
 class OwnRun(NamedTuple):
@@ -114,7 +115,7 @@ def plan(config: Mapping[str, Any], cases: Iterable[Case], workdir: Path) -> lis
         folder = workdir / PATIENTS / case.scan.patient / case.scan.image
         runs.append(plan_run(config, case, folder))
         if gone := gone_of(case.scan):
-            log.warning("%s: files of what was learned are gone: %s", runs[-1].name, gone)
+            log.warning(GONE, runs[-1].name, gone)
     there = {folder for folder, *_ in stored_runs(workdir)} - {own.workdir for own in runs}
     for folder in sorted(there):
         log.warning("%s: no longer in the table; what was learned stays as it is", folder)
@@ -138,12 +139,13 @@ def contradictions(
             try:
                 stored = configs[folder]
                 plan_run({**stored, "data": {**stored["data"], **data}}, case, folder)
-            except ConfigError as error:
+            except AnotherRunError as error:
                 name = name_in_table(case.scan.patient, case.scan.image)
                 own = f"patients.{case.scan.patient}/{case.scan.image}: "
-                differ = [line.strip() for line in str(error).splitlines() if line[:1] == " "]
-                whole = [" ".join(str(error).split())]
-                found[name] = [f"{name}: {line.removeprefix(own)}." for line in differ] or whole
+                found[name] = [f"{name}: {line.removeprefix(own)}." for line in error.differing]
+            except ConfigError as error:
+                name = name_in_table(case.scan.patient, case.scan.image)
+                found[name] = [" ".join(str(error).split())]
     return found
 
 

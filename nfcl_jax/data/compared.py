@@ -1,5 +1,6 @@
 """Whether rows are what they were when they were learned."""
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from nfcl_jax.data.grids import described_grid, same_grid
 from nfcl_jax.data.sources import InMemory
-from nfcl_jax.data.table import File, Row
+from nfcl_jax.data.table import File, Row, at_time
 from nfcl_jax.data.volumes import Volume
 from nfcl_jax.errors import DataError
 
@@ -83,13 +84,12 @@ def differing_rows(there: dict[str, Any], wanted: dict[str, Any], learned: int) 
     name = f"patients.{there['patient']}/{there['image']}"
     known, there_now = map(_by_what_they_teach, (before, now))
     new = [row for what, row in there_now.items() if what not in known]
+    lost = collections.Counter(old["task"] for what, old in known.items() if what not in there_now)
     for what, old in known.items():
         words, own = named(old), there_now.get(what)
         if own is None:
             instead = [row for row in new if row["task"] == old["task"]]
-            others = [row for what, row in known.items() if what not in there_now]
-            if sum(row["task"] == old["task"] for row in others) > 1:  # one for each
-                instead = instead[:1]
+            instead = instead[:1] if lost[old["task"]] > 1 else instead  # one for each
             new = [row for row in new if row not in instead]
             has = " and ".join(map(named, instead)) or "no such row"
             lines.append(f"{name}: learned {words}; the table has {has}")
@@ -122,5 +122,4 @@ def _by_what_they_teach(rows: Sequence[Mapping[str, Any]]) -> dict[tuple, Mappin
 def named(row: Mapping[str, Any]) -> str:
     """What a row in patients.json teaches, and when, such as "T1 at 365 in task 2"."""
     names = [row[kind]["name"] for kind in KINDS if kind in row]
-    at = "" if row["time"] is None else f" at {row['time']:.15g}"
-    return f"{' and '.join(names)}{at} in task {row['task']}"
+    return f"{' and '.join(names)}{at_time(row['time'])} in task {row['task']}"

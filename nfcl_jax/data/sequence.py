@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nfcl_jax.data import sources
-from nfcl_jax.data.compared import in_order, named
+from nfcl_jax.data.compared import KINDS, in_order, named
 from nfcl_jax.data.grids import Placed, described_grid, grid_of_record, resampled, same_grid
 from nfcl_jax.data.table import File, Row, read_table
 from nfcl_jax.data.things import (
@@ -224,7 +224,7 @@ class _Reader:
         before = {
             (old["task"], old["time"], kind, old[kind]["name"], old[kind]["frame"]): old[kind]
             for old in (self.known.record["rows"] if self.known else [])
-            for kind in ("image", "mask")
+            for kind in KINDS
             if kind in old
         }
         for row in rows:
@@ -254,9 +254,11 @@ class _Reader:
             volume = self.volume(file.path, 4 if file.frame else 3, is_mask)
         except DataError as error:
             _, _, shape = str(error).partition("dimensions, found shape ")
-            hints = {3: f" The file without #{file.frame} would be right.",
-                     4: " A frame of it would be file.nii.gz#1."}  # fmt: skip
-            hint = hints.get(len(shape.split(",")), "") if shape else ""
+            hint = ""
+            if file.frame and shape.count(",") == 2:
+                hint = f" The file without #{file.frame} would be right."
+            elif not file.frame and shape.count(",") == 3:
+                hint = " A frame of it would be file.nii.gz#1."
             raise DataError(f"{error}{hint}") from error
         whole = volume.range or range_of(volume.data)
         if file.frame:

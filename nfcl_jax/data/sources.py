@@ -17,6 +17,7 @@ from nfcl_jax.data.volumes import (
     check_volume,
     of_slice,
     read_volume,
+    without_further_ones,
 )
 from nfcl_jax.errors import DataError, first_line
 
@@ -171,10 +172,8 @@ def in_memory(
 
 
 def _volume_of_nibabel(image: Any, name: str) -> Volume:
-    shape, header = list(image.shape), image.header
-    while len(shape) > 3 and shape[-1] == 1:
-        shape.pop()
-    shape += [1] * (len(shape) == 2)
+    shape, header = without_further_ones(image.shape, 3), image.header
+    shape += (1,) * (len(shape) == 2)
     if len(shape) != 3:
         raise DataError(
             f"{name}: shape {image.shape}; one frame, such as image.slicer[..., 0], would be right."

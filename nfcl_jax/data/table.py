@@ -91,6 +91,11 @@ class Row(NamedTuple):
             yield self.mask_name, self.mask
 
 
+def at_time(time: float | None, word: str = " at ") -> str:
+    """Such as " at 365", to the last digit, which Julian days need; nothing without a time."""
+    return "" if time is None else f"{word}{time:.15g}"
+
+
 def read_table(path: Path) -> list[Row]:
     """The rows of a table.
 
@@ -273,7 +278,7 @@ def _contradictions(rows: Iterable[Row], whole: bool) -> Iterator[str]:
             for name, _ in row.things:
                 line = first.setdefault((name, row.time), row.line)
                 if line != row.line:
-                    at = "" if row.time is None else f" at time {row.time:.15g}"
+                    at = at_time(row.time, " at time ")
                     yield (
                         f"line {row.line}: {name} of {patient}{at} is in line {line} already; "
                         "another time or channel would be right (of a second mask, in a row "

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nfcl_jax.data.sources import Source, is_lossy
-from nfcl_jax.data.table import File, Row
+from nfcl_jax.data.table import File, Row, at_time
 from nfcl_jax.errors import DataError
 from nfcl_jax.scan import range_of, rescaled, scale_intensities
 from nfcl_jax.scenarios import Head, Lesson, Task, image_head, mask_head
@@ -231,8 +231,7 @@ def described(
 def title_of(rows: Sequence[Mapping[str, Any]], name: str, frame: int) -> str:
     """What is learned in a frame, from 0, of a scan with these rows in patients.json, such as "T1
     at 365"."""
-    time = list(dict.fromkeys(row["time"] for row in rows))[frame]
-    return name if time is None else f"{name} at {time:.15g}"
+    return name + at_time(list(dict.fromkeys(row["time"] for row in rows))[frame])
 
 
 def _listed(labels: np.ndarray) -> str:

@@ -115,8 +115,8 @@ def read_volume(
         unit = OTHER_UNITS.get(int(stored["xyzt_units"]) & 7)
     except Exception as error:  # a damaged header fails in any way
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
-    while single_slice and len(shape) > dimensions and shape[-1] == 1:
-        shape = shape[:-1]
+    if single_slice:
+        shape = without_further_ones(shape, dimensions)
     if single_slice and shape[2:] in ((), (1,)):
         shape, spacing = (*shape[:2], 1), of_slice(spacing)
     if len(shape) != dimensions or min(shape) < 1:
@@ -143,6 +143,13 @@ def read_volume(
         raise DataError(f"{path}: not a readable NIfTI file ({first_line(error)}).") from error
     _check_finite(str(path), data)
     return Volume(data.reshape(shape), spacing, affine, placed)
+
+
+def without_further_ones(shape: tuple[int, ...], dimensions: int) -> tuple[int, ...]:
+    """A shape without the ones at its end that are beyond so many dimensions."""
+    while len(shape) > dimensions and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def of_slice(sizes: Sequence) -> tuple[float, float, float]:

@@ -38,10 +38,10 @@ class Field(NamedTuple):
         """Such as "T1 at 365"."""
         return title_of(self.record["rows"], head.name, frame)
 
-    def learned(self, number: int, head: Head) -> str:
-        """What a head learned in a task."""
+    def learned(self, number: int, head: str) -> str:
+        """What a head of that name learned in a task."""
         task = self.tasks[number - 1]
-        return task.name if len(task.lessons) == 1 else f"{head.name} ({task.name})"
+        return task.name if len(task.lessons) == 1 else f"{head} ({task.name})"
 
     def after(self, task: int, evaluated: int, head: Head) -> float | None:
         """The first metric of a head, taught in task `evaluated`, after a task; None if it was not
@@ -105,7 +105,7 @@ def kept_of(fields: Iterable[Field]) -> list[Kept]:
             field.name,
             number,
             lesson.head.name,
-            field.learned(number, lesson.head),
+            field.learned(number, lesson.head.name),
             metrics_of(lesson.head.kind)[0],
             field.after(number, number, lesson.head),
             field.after(len(field.tasks), number, lesson.head),

@@ -59,8 +59,9 @@ def finished_runs(folders: Iterable[Path]) -> list[FinishedRun]:
     configs = {
         folder: read_config(folder / "config.json")
         for folder in folders
-        if (folder / "summary.csv").is_file() and not is_of_own_scans(folder)
+        if (folder / "summary.csv").is_file()
     }
+    configs = {folder: own for folder, own in configs.items() if own["scenario"] != SEQUENCE}
     variants: dict[tuple[str, str], set[str]] = {}
     for folder, config in configs.items():
         _refuse_unknown(folder, config)

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nfcl_jax.config import read_config
 from nfcl_jax.data.sequence import Reading, read_case, time_range_of
 from nfcl_jax.data.table import read_table
 from nfcl_jax.errors import DataError, ReportError, first_line
@@ -22,10 +21,11 @@ from nfcl_jax.report.drawn import write_figures
 from nfcl_jax.report.figures import STYLE
 from nfcl_jax.report.kept import Field, Kept, answer, fields_of, kept_of, means_of, notes_of
 from nfcl_jax.report.panels import Panel, panel_grid
+from nfcl_jax.report.results import is_of_own_scans
 from nfcl_jax.run_folder import PATIENTS
 from nfcl_jax.runs import open_run
 from nfcl_jax.scan import Scan
-from nfcl_jax.scenarios import SEQUENCE, Head, Lesson
+from nfcl_jax.scenarios import Head, Lesson
 from nfcl_jax.storage import write_file
 from nfcl_jax.strategies import strategy_title
 from nfcl_jax.table_run import known_of
@@ -37,9 +37,8 @@ FIGURES = ("over_tasks_*", "pictures")
 
 def is_of_a_table(workdir: Path) -> bool:
     """Whether this is the folder of a table of scans, or of one of its runs."""
-    own = workdir / "config.json"
-    if own.exists():
-        return read_config(own)["scenario"] == SEQUENCE
+    if (workdir / "config.json").exists():
+        return is_of_own_scans(workdir)
     return (workdir / PATIENTS).is_dir()
 
 
@@ -101,11 +100,10 @@ def _settings_line(fields: Sequence[Field]) -> str:
 def _all_scores(fields: Sequence[Field]) -> pd.DataFrame:
     rows: dict[tuple[str, int, str], dict[str, str]] = {}
     for field in fields:
-        heads = {own.head.name: own.head for task in field.tasks for own in task.lessons}
         now = [score for score in field.scores if score.trained_task == len(field.tasks)]
         for score in sorted(now, key=lambda score: score.evaluated_task):
             number = score.evaluated_task
-            place = field.name, number, field.learned(number, heads[score.image])
+            place = field.name, number, field.learned(number, score.image)
             words = format_number(score.metric, score.value)
             rows.setdefault(place, {})[metric_title(score.metric)] = words
     found = [dict(zip(("patient", "task", "learned"), k, strict=True)) | v for k, v in rows.items()]
