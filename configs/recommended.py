@@ -16,6 +16,7 @@ def get_config():
             f"{field}:later_factor={own.later_factor}",
             f"{field}:mask_later_factor={own.mask_later_factor}",
             f"domain*-{field}-*:field.time_scale={own.time_scale}",
+            *([f"{field}:field.scale={own.scale}"] if own.scale else []),
         ]
     for strategy in ("distillation", "joint"):  # joint training is then its mark
         words.append(f"domain*-diner-{strategy}-*:{strategy}.weight={DINER_WEIGHT}")

@@ -15,6 +15,7 @@ class Recipe(NamedTuple):
       time_scale: of the frames.
       weight: of distillation while frames are learned.
       mask_weight: and while a mask is.
+      scale: of the field's axes, if it has one: PEReLU says why.
     """
 
     muon_rate: float
@@ -23,10 +24,11 @@ class Recipe(NamedTuple):
     time_scale: float
     weight: int
     mask_weight: int
+    scale: float | None = None
 
 
 RECIPES = {
-    "pe_relu": Recipe(2e-2, 0.5, 3.0, 1.0, 4, 100),
+    "pe_relu": Recipe(6e-3, 2.0, 5.0, 1.0, 12, 300, scale=0.95),
     "siren": Recipe(3.5e-3, 0.22, 0.22, 0.1, 7, 2000),
     "finer": Recipe(5e-3, 0.13, 0.3, 0.1, 10, 2000),
 }
@@ -48,6 +50,7 @@ def recommended(config: Mapping[str, Any]) -> dict[str, Any]:
         rates = ("muon_rate", "later_factor", "mask_later_factor")
         config |= COORDINATES | {name: getattr(own, name) for name in rates}
         config["field"]["time_scale"] = own.time_scale
+        config["field"] |= {"scale": own.scale} if own.scale else {}
         weight, mask_weight = own.weight, own.mask_weight
     elif config["field"]["name"] == "diner":
         config |= DINER

@@ -118,14 +118,16 @@ def test_the_recommended_grid_differs_from_the_papers_in_how_fields_are_fitted(t
         shipped = make_config(own["scenario"], own["field"]["name"], own["strategy"])
         changed = {k for k in own if k != "data" and own[k] != shipped[k]}
         assert "schedule" in changed <= fitted | {"field"}, cell.name
-        assert own["field"] | {"time_scale": 1.0} == shipped["field"] | {"time_scale": 1.0}
+        same = {"time_scale": 1.0} | ({"scale": 1.0} if "scale" in own["field"] else {})
+        assert own["field"] | same == shipped["field"] | {"time_scale": 1.0}
+        assert own["field"].get("scale") == (0.95 if own["field"]["name"] == "pe_relu" else None)
         if own["scenario"] == "signal_expansion" and own["strategy"] == "finetune":
             factors[own["field"]["name"]] = own["later_factor"], own["mask_later_factor"]
         if cell.name == "signal_expansion-siren-distillation-seed0":
             assert own["distillation"] == shipped["distillation"] | {"weight": 2000}
         if cell.name == "signal_expansion-siren-joint-seed0":
             assert own["joint"]["weight"] == 2000
-    expected = {"pe_relu": (0.5, 3.0), "siren": (0.22, 0.22), "finer": (0.13, 0.3)}
+    expected = {"pe_relu": (2.0, 5.0), "siren": (0.22, 0.22), "finer": (0.13, 0.3)}
     assert factors == expected | {"diner": (1.0, 1.0)}
 
 
