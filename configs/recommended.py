@@ -1,7 +1,7 @@
 """What forgets least with no earlier data kept, as found on real patients: docs/strategies.md."""
 
 from configs import paper
-from nfcl_jax.recommended import COORDINATES, DINER, DINER_WEIGHT, RECIPES, SCHEDULE
+from nfcl_jax.recommended import COORDINATES, DINER, DINER_WEIGHT, RATES, RECIPES, SCHEDULE
 
 
 def get_config():
@@ -11,10 +11,8 @@ def get_config():
     words += [f"diner:{name}={value}" for name, value in DINER.items()]
     for field, own in RECIPES.items():
         words += [
-            f"{field}:muon_rate={own.muon_rate}",
             *(f"{field}:{name}={value}" for name, value in COORDINATES.items()),
-            f"{field}:later_factor={own.later_factor}",
-            f"{field}:mask_later_factor={own.mask_later_factor}",
+            *(f"{field}:{name}={getattr(own, name)}" for name in RATES),
             f"domain*-{field}-*:field.time_scale={own.time_scale}",
             *([f"{field}:field.scale={own.scale}"] if own.scale else []),
         ]

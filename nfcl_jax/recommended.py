@@ -9,8 +9,8 @@ class Recipe(NamedTuple):
     """Of a field that takes coordinates.
 
     Attributes:
-      muon_rate: where an image is new.
-      later_factor: what it and Adam's rate are multiplied by in a later task without a new head.
+      learning_rate, muon_rate: where an image is new.
+      later_factor: what both are multiplied by in a later task without a new head.
       mask_later_factor: the same in one with a new mask, but no new image.
       time_scale: of the frames.
       weight: of distillation while frames are learned.
@@ -18,6 +18,7 @@ class Recipe(NamedTuple):
       scale: of the field's axes, if it has one: PEReLU says why.
     """
 
+    learning_rate: float
     muon_rate: float
     later_factor: float
     mask_later_factor: float
@@ -28,15 +29,16 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "pe_relu": Recipe(6e-3, 2.0, 5.0, 1.0, 12, 300, scale=0.95),
-    "siren": Recipe(3.5e-3, 0.22, 0.22, 0.1, 7, 2000),
-    "finer": Recipe(5e-3, 0.13, 0.3, 0.1, 10, 2000),
+    "pe_relu": Recipe(8e-3, 6e-3, 2.0, 3.0, 1.0, 12, 200, scale=0.95),
+    "siren": Recipe(2e-3, 3.5e-3, 0.22, 0.22, 0.1, 7, 2000),
+    "finer": Recipe(2e-3, 5e-3, 0.13, 0.3, 0.1, 10, 2000),
 }
+RATES = ("learning_rate", "muon_rate", "later_factor", "mask_later_factor")
 DINER_WEIGHT, DINER_MASK_WEIGHT = 4, 10
 SCHEDULE = {"schedule": "cosine", "warmup_steps": 50}
 DINER = {"keep_optimiser": True}
 HELD = ("ewc", "mas")  # whose penalties on parameters would outweigh a smaller loss of masks
-COORDINATES = {"learning_rate": 2e-3, "batch_size": 3456}  # fewer, to pay for what Muon costs
+COORDINATES = {"batch_size": 3456}  # fewer, to pay for what Muon costs
 
 
 def recommended(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,8 +49,7 @@ def recommended(config: Mapping[str, Any]) -> dict[str, Any]:
     own = RECIPES.get(config["field"]["name"])
     weight, mask_weight = DINER_WEIGHT, DINER_MASK_WEIGHT
     if own:
-        rates = ("muon_rate", "later_factor", "mask_later_factor")
-        config |= COORDINATES | {name: getattr(own, name) for name in rates}
+        config |= COORDINATES | {name: getattr(own, name) for name in RATES}
         config["field"]["time_scale"] = own.time_scale
         config["field"] |= {"scale": own.scale} if own.scale else {}
         weight, mask_weight = own.weight, own.mask_weight

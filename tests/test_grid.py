@@ -127,7 +127,7 @@ def test_the_recommended_grid_differs_from_the_papers_in_how_fields_are_fitted(t
             assert own["distillation"] == shipped["distillation"] | {"weight": 2000}
         if cell.name == "signal_expansion-siren-joint-seed0":
             assert own["joint"]["weight"] == 2000
-    expected = {"pe_relu": (2.0, 5.0), "siren": (0.22, 0.22), "finer": (0.13, 0.3)}
+    expected = {"pe_relu": (2.0, 3.0), "siren": (0.22, 0.22), "finer": (0.13, 0.3)}
     assert factors == expected | {"diner": (1.0, 1.0)}
 
 
