@@ -101,7 +101,7 @@ def test_values_are_overridden_for_one_field_or_all(tmp_path):
 
 
 def test_the_recommended_grid_differs_from_the_papers_in_how_fields_are_fitted(tmp_path):
-    """Same steps and layers, no earlier data: only rates, points, weights and the frames' times."""
+    """Same steps and layers, no earlier data: only rates, points, weights and coordinates."""
     fitted = {
         "batch_size",
         "learning_rate",
