@@ -6,7 +6,7 @@ PyTorch, and here the recommended one with as few steps as that takes.
 
 Writes quality.json and quality.md. Both sides fit, score and save every task. Imports are not
 counted; compilation is, with no program kept from before. The numbers of steps in --steps are tried
-in turn until one is enough.
+in turn until one is enough. So few may need other rates than the recipe's: --overrides.
 """
 
 import json
@@ -45,13 +45,16 @@ _SCENARIOS = flags.DEFINE_list("scenarios", list(SCENARIOS), "the sequences of t
 _STEPS = flags.DEFINE_list(
     "steps", ["60", "80", "100", "150", "200", "250", "300", "400", "500"], "per task"
 )
+_OVERRIDES = flags.DEFINE_string("overrides", "", "of the recipe here, as in a grid's config")
 
 
-def cell_of(recipe: Any, scenario: str, field: str, **changes: Any) -> dict[str, Any]:
+def cell_of(
+    recipe: Any, scenario: str, field: str, overrides: str = "", **changes: Any
+) -> dict[str, Any]:
     """The config of one distilled run of a grid."""
     grid = recipe.get_config()
     grid.scenarios, grid.fields, grid.strategies = scenario, field, "distillation"
-    words = [grid.overrides, *(f"*:{name}={value}" for name, value in changes.items())]
+    words = [grid.overrides, overrides, *(f"*:{name}={value}" for name, value in changes.items())]
     grid.overrides = ",".join(filter(None, words))
     (cell,) = make_cells(grid.to_dict(), Path())
     return cell.config
@@ -95,7 +98,7 @@ def compare(scan: Scan, scenario: str, field: str) -> list[dict]:
                        "scores": wanted}]  # fmt: skip
     for steps in map(int, _STEPS.value):
         changes = {"num_steps": steps, "warmup_steps": steps // 10}
-        config = cell_of(recommended, scenario, field, **changes)
+        config = cell_of(recommended, scenario, field, _OVERRIDES.value, **changes)
         folder = Path(_OUT.value) / f"{scenario}-{field}-{scan.image}-{steps}"
         seconds, scores = by_jax(scan, config, folder)
         enough = all(a >= b for a, b in zip(scores, wanted, strict=True))
