@@ -23,7 +23,9 @@ def take_over(phantom_root, run, out, workdir, scenario="domain_expansion", pati
     [
         ("domain_expansion", "siren", "cine", "{image},1.5,between"),
         ("domain_expansion", "diner", "cine", "{image},1.5,"),
-        ("signal_expansion", "siren", "ED", "{image},,again"),
+        pytest.param(
+            *("signal_expansion", "siren", "ED", "{image},,again"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_run_is_gone_on_with(phantom_root, runs, tmp_path, scenario, field, image, row):

@@ -125,7 +125,7 @@ def test_a_decay_takes_from_the_older_importances(monkeypatch):
     ("name", "tasks"),
     [
         ("siren", IMAGE_AND_MASK),
-        ("diner", FRAMES[:2]),
+        pytest.param("diner", FRAMES[:2], marks=pytest.mark.slow),
         pytest.param("siren", FRAMES[:2], marks=pytest.mark.slow),
         pytest.param("diner", IMAGE_AND_MASK, marks=pytest.mark.slow),
     ],

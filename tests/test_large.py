@@ -112,7 +112,8 @@ def test_a_large_run_is_the_same_in_parts(phantom_root, tmp_path, monkeypatch):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize("field", ["siren", pytest.param("diner", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("field", ["siren", "diner"])
 def test_memory_grows_with_scans_as_two_of_them_tell(field):
     scan, mesh = cohort()[3], device_mesh(jax.devices()[:1])
     for at_once in (False, True):
@@ -161,6 +162,7 @@ def test_the_plan_counts_parameters_and_operations(field):
     assert planned.device_bytes > max(sizes) * 4
 
 
+@pytest.mark.slow
 def test_products_in_bfloat16_at_once_teach_as_much(monkeypatch):
     """Accelerators round the factors of all products but the first layer's."""
     exact, products = jax.lax.dot_general, []

@@ -21,7 +21,7 @@ class PowerError(Exception):
     [
         pytest.param(distilled("diner"), FRAMES[:2], marks=pytest.mark.slow),
         pytest.param(distilled("siren"), IMAGE_AND_MASK, marks=pytest.mark.slow),
-        (recipe("diner", ewc()), FRAMES[:2]),
+        pytest.param(recipe("diner", ewc()), FRAMES[:2], marks=pytest.mark.slow),
         pytest.param(
             distilled("siren", keep_optimiser=True, warmup_steps=5, mask_later_factor=0.5),
             IMAGE_AND_MASK,
