@@ -167,6 +167,18 @@ class Scores:
         return values.clip(upper=NOTHING_TO_SEE) if "psnr" in key else values
 
 
+def one_name_each(patients: pd.DataFrame) -> pd.DataFrame:
+    """The table of `per_patient` with the bare name of each strategy that every field of a scenario
+    has once, though at constants of its own: one row or mark in a figure. Where a field has it at
+    several, they keep their names."""
+    bare = patients["strategy"].str.split(", ").str[0]
+    names, scenario = patients["strategy"], patients["scenario"]
+    of_field = names.groupby([scenario, patients["field"], bare]).transform("nunique")
+    once = of_field.groupby([scenario, bare]).transform("max") == 1
+    differ = names.groupby([scenario, bare]).transform("nunique") > 1
+    return patients.assign(strategy=names.mask(once & differ, bare))
+
+
 def scores_of_scan(
     results: pd.DataFrame, run: FinishedRun, scan: Scan, trained: int, evaluated: int
 ) -> dict[str, float]:
