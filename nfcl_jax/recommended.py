@@ -51,7 +51,8 @@ def recommended(config: Mapping[str, Any]) -> dict[str, Any]:
     if own:
         config |= COORDINATES | {name: getattr(own, name) for name in RATES}
         config["field"]["time_scale"] = own.time_scale
-        config["field"] |= {"scale": own.scale} if own.scale else {}
+        if own.scale:
+            config["field"]["scale"] = own.scale
         weight, mask_weight = own.weight, own.mask_weight
     elif config["field"]["name"] == "diner":
         config |= DINER
