@@ -3,14 +3,14 @@
 from made_up import write_run
 
 from nfcl_jax.report import figures
-from nfcl_jax.report.results import Scores, finished_runs, load_results, one_name_each
+from nfcl_jax.report.results import Scores, finished_runs, load_results
 from nfcl_jax.report.scores import per_patient
 
 
 def test_figures_have_one_row_for_a_strategy_whose_weight_each_field_chooses(tmp_path):
     def rows():
         patients = per_patient(load_results(finished_runs(tmp_path.glob("*"))))
-        drawn = figures.task_matrix(Scores(one_name_each(patients)), "domain_expansion")
+        drawn = figures.task_matrix(Scores(patients), "domain_expansion")
         return [axes.get_ylabel() for axes in drawn.axes if "after task" in axes.get_ylabel()]
 
     for field, weight in (("siren", 7), ("finer", 10), ("diner", 1)):

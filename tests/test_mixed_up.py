@@ -118,8 +118,33 @@ def test_what_is_not_as_shipped_in_one_scenario_is_told_with_it(tmp_path):
         config["num_steps"] = 7 if (scenario, field) in changed else 500
         (folder / "config.json").write_text(json.dumps(config))
     text = report(tmp_path)
-    assert "Not as shipped: num_steps 7 instead of 500; domain expansion (SIREN)." in text
-    assert "Not as shipped: num_steps 7 instead of 500 (DINER)." in text
+    siren, diner = (
+        next(line for line in text.splitlines() if f"Not as shipped: {field}: " in line)
+        for field in ("SIREN", "DINER")
+    )
+    assert siren.endswith("; in domain expansion num_steps 7 instead of 500.")
+    assert diner.startswith("Not as shipped: DINER: num_steps 7 instead of 500, ")
+    assert "expansion" not in diner
+
+
+def test_fields_that_are_changed_alike_are_told_of_in_one_sentence(tmp_path):
+    for field, steps in (("siren", 7), ("finer", 7), ("pe_relu", 8)):
+        for scenario in ("domain", "signal"):
+            folder = tmp_path / f"{field}-{scenario}"
+            weight = {"weight": 9.0} if scenario == "signal" else {}
+            write_run(folder, f"{scenario}_expansion", field, "distillation", **weight)
+            config = json.loads((folder / "config.json").read_text())
+            own = config | {"num_steps": steps, "huber_delta": 2.0}
+            (folder / "config.json").write_text(json.dumps(own))
+    lines = [line for line in report(tmp_path).splitlines() if "Not as shipped" in line]
+    rest = (
+        "huber_delta 2.0 instead of 1.0, data.intensity_range frames instead of cine; "
+        "in signal expansion distillation.weight 9.0 instead of 10.0."
+    )
+    assert lines == [
+        f"Not as shipped: PE-ReLU: num_steps 8 instead of 500, {rest}",
+        f"Not as shipped: SIREN, FINER: num_steps 7 instead of 500, {rest}",
+    ]
 
 
 def test_a_scan_that_is_there_twice_is_told_of(tmp_path):

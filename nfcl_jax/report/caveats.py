@@ -54,10 +54,10 @@ def caveats(
 
 
 def _not_as_shipped(runs: Sequence[FinishedRun]) -> list[str]:
-    """Every setting that changes results and is not its default, with the fields that have it so,
-    and the scenario if it is one of several; but not the constants that tell a field's runs of one
-    strategy apart, which their names have."""
-    found: dict[str, dict[str, set[str]]] = {}  # scenarios, by the words and the field
+    """A sentence for each field, or fields that have the same, with every setting that changes
+    results and is not its default, and the scenario where it is not so in all; but not the
+    constants that tell a field's runs of one strategy apart, which their names have."""
+    found: dict[str, dict[str, set[str]]] = {}  # scenarios, by the field and the words
     variants = Counter(map(_but_for_constants, runs))
     for run in runs:
         if run.field in FIELDS:
@@ -66,16 +66,18 @@ def _not_as_shipped(runs: Sequence[FinishedRun]) -> list[str]:
             if variants[_but_for_constants(run)] > 1:
                 shipped[name] = run.config[name]
             for words in _changes(run.config, shipped):
-                own = found.setdefault(words, {}).setdefault(field_title(run.field), set())
+                own = found.setdefault(field_title(run.field), {}).setdefault(words, set())
                 own.add(run.config["scenario"].replace("_", " "))
     everywhere = {run.config["scenario"].replace("_", " ") for run in runs}
-    lines = []
-    for words, fields in found.items():
-        for where in dict.fromkeys(map(frozenset, fields.values())):
-            names = ", ".join(field for field, own in fields.items() if own == where)
-            scenarios = sorted(where) if where != everywhere else []
-            lines.append(f"Not as shipped: {'; '.join([words, *scenarios])} ({names}).")
-    return lines
+    fields: dict[str, list[str]] = {}
+    for field, changes in found.items():
+        own = {}  # the words, by where they are so
+        for words, where in changes.items():
+            only = f"; in {' and '.join(sorted(where))} " if where != everywhere else ""
+            own.setdefault(only, []).append(words)
+        changed = "".join(only + ", ".join(words) for only, words in sorted(own.items()))
+        fields.setdefault(changed.removeprefix("; "), []).append(field)
+    return [f"Not as shipped: {', '.join(own)}: {changed}." for changed, own in fields.items()]
 
 
 def _but_for_constants(run: FinishedRun) -> tuple:

@@ -19,7 +19,6 @@ from nfcl_jax.report.results import (
     finished_runs,
     is_of_own_scans,
     load_results,
-    one_name_each,
 )
 from nfcl_jax.report.scores import per_patient, score_table
 from nfcl_jax.report.shown import load_shown, runs_of_scan
@@ -66,7 +65,7 @@ def write_report(workdir: Path, patient: str | None = None) -> list[dict[str, An
     write_file(workdir / "tables.csv", _long(numbers).to_csv(index=False))
     write_file(workdir / "claims.json", json.dumps(claims, indent=2))
     write_file(workdir / "tables.md", _markdown(readable, claims, notes))
-    drawn = _figures(runs, results, Scores(one_name_each(patients)), one_patient)
+    drawn = _figures(runs, results, scores, one_patient)
     html = page.render(
         "page.html",
         answer=page.answer(numbers["continual"], claims),

@@ -29,7 +29,8 @@ NOTHING_TO_SEE = 60.0  # dB
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
     """A run that learned all its tasks. `strategy` names its constants too, such as "distillation,
-    weight 10", where they are not the defaults and there are other runs of that strategy."""
+    weight 10", where they are not the defaults and a field of the scenario has that strategy at
+    several; so if each field has it once, though at constants of its own, it has one name."""
 
     path: Path
     config: dict[str, Any]
@@ -62,16 +63,17 @@ def finished_runs(folders: Iterable[Path]) -> list[FinishedRun]:
         if (folder / "summary.csv").is_file()
     }
     configs = {folder: own for folder, own in configs.items() if own["scenario"] != SEQUENCE}
-    variants: dict[tuple[str, str], set[str]] = {}
+    variants: dict[tuple[str, str], dict[str, set[str]]] = {}
     for folder, config in configs.items():
         _refuse_unknown(folder, config)
+        of_fields = variants.setdefault((config["scenario"], config["strategy"]), {})
         own = json.dumps(constants_of(config), sort_keys=True)
-        variants.setdefault((config["scenario"], config["strategy"]), set()).add(own)
+        of_fields.setdefault(config["field"]["name"], set()).add(own)
     runs: dict[tuple, FinishedRun] = {}
     for folder, config in configs.items():
         scenario, name, given = config["scenario"], config["strategy"], constants_of(config)
         defaults = constants(name, SCENARIOS[scenario])
-        several = len(variants[scenario, name]) > 1
+        several = any(len(own) > 1 for own in variants[scenario, name].values())
         changed = {k: v for k, v in given.items() if several and defaults.get(k) != v}
         label = ", ".join([name, *(f"{k} {_short(v)}" for k, v in sorted(changed.items()))])
         field = config["field"]["name"]
@@ -165,18 +167,6 @@ class Scores:
         """As `get`, a PSNR counting up to NOTHING_TO_SEE."""
         values = self.get(*key)
         return values.clip(upper=NOTHING_TO_SEE) if "psnr" in key else values
-
-
-def one_name_each(patients: pd.DataFrame) -> pd.DataFrame:
-    """The table of `per_patient` with the bare name of each strategy that every field of a scenario
-    has once, though at constants of its own: one row or mark in a figure. Where a field has it at
-    several, they keep their names."""
-    bare = patients["strategy"].str.split(", ").str[0]
-    names, scenario = patients["strategy"], patients["scenario"]
-    of_field = names.groupby([scenario, patients["field"], bare]).transform("nunique")
-    once = of_field.groupby([scenario, bare]).transform("max") == 1
-    differ = names.groupby([scenario, bare]).transform("nunique") > 1
-    return patients.assign(strategy=names.mask(once & differ, bare))
 
 
 def scores_of_scan(
