@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nfcl_jax.arguments import ScanAndMemory, Steps
+from nfcl_jax.batch_task import STEPS_PER_CHUNK, BatchTask, task_arguments
 from nfcl_jax.batching import (
     compile_for,
     compiler_options,
@@ -19,12 +20,7 @@ from nfcl_jax.batching import (
 )
 from nfcl_jax.config import make_config
 from nfcl_jax.fields import FIELDS, create_field, init_params
-from nfcl_jax.fitting import (
-    STEPS_PER_CHUNK,
-    BatchTask,
-    start_batch,
-    task_arguments,
-)
+from nfcl_jax.fitting import start_batch
 from nfcl_jax.plan import flops_of_a_point, scans_at_once
 from nfcl_jax.records import Learned
 from nfcl_jax.runner import recipe_of

@@ -1,7 +1,10 @@
 """What forgets least with no earlier data kept, as found on real patients: docs/strategies.md."""
 
 from configs import paper
-from nfcl_jax.recommended import COORDINATES, DINER, DINER_WEIGHT, RATES, RECIPES, SCHEDULE
+from nfcl_jax.recommended import COORDINATES, DINER, DINER_WEIGHT, HELD, RATES, RECIPES, SCHEDULE
+from nfcl_jax.strategies import STRATEGIES
+
+APART = "field.separate_classes=True"
 
 
 def get_config():
@@ -9,6 +12,7 @@ def get_config():
     config.strategies = ",".join(paper.METHOD)
     words = [f"*:{name}={value}" for name, value in SCHEDULE.items()]
     words += [f"diner:{name}={value}" for name, value in DINER.items()]
+    words += [f"signal*-diner-{name}*:{APART}" for name in STRATEGIES if name not in HELD]
     for field, own in RECIPES.items():
         words += [
             *(f"{field}:{name}={value}" for name, value in COORDINATES.items()),

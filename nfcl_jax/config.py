@@ -112,11 +112,9 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
         config["field"] = {"time_scale": 1.0, "signed": False, **config["field"]}
         if config["field"].get("centred") is False:  # if true, it is refused by its name
             del config["field"]["centred"]
-    if config["field"]["name"] == "pe_relu":
-        config["field"] = {"scale": 1.0, **config["field"]}
-    if config["field"]["name"] == "diner":
-        config["field"] = {"knots": 0, "initialisation": "lecun", **config["field"]}
-    return config
+    of_diner = {"knots": 0, "initialisation": "lecun", "separate_classes": False}
+    own = {"pe_relu": {"scale": 1.0}, "diner": of_diner}.get(config["field"]["name"], {})
+    return config | {"field": own | config["field"]}
 
 
 def read_config(path: Path) -> dict[str, Any]:

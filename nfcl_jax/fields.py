@@ -198,6 +198,7 @@ class DINER(Field):
     Steps over every voxel ask it at `knots` entries and interpolate, see `curve`; 0 asks it at all.
     The layers' `initialisation` is "torch", what PyTorch gives linear layers, or "lecun" with zero
     biases. After "torch" all ReLUs die in some fits, unless the rate of Adam grows slowly at first.
+    Where a mask is new on an image that it knows, it can `separate_classes`, see `params`.
     """
 
     rows: int = 0
@@ -205,6 +206,7 @@ class DINER(Field):
     table_range: float = 1e-4
     knots: int = 1024
     initialisation: str = "torch"
+    separate_classes: bool = False
     on_grid: ClassVar[bool] = True
     title: ClassVar[str] = "DINER"
     colour: ClassVar[str] = "#CC3311"

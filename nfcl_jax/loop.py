@@ -10,10 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from nfcl_jax import processes
+from nfcl_jax.batch_task import BatchTask, Recipe
 from nfcl_jax.batching import make_batches
 from nfcl_jax.errors import RunError
 from nfcl_jax.fields import FIELDS, create_field
-from nfcl_jax.fitting import BatchTask, Recipe, fit_batch
+from nfcl_jax.fitting import fit_batch
 from nfcl_jax.padded import scan_key
 from nfcl_jax.params import begun, grow_table, num_output_channels
 from nfcl_jax.plan import scans_at_once

@@ -1,15 +1,20 @@
 """The parameters of a field: what it answers with them, and how they grow with its tasks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from nfcl_jax.fields import Params, init_params
 from nfcl_jax.padded import stream
 from nfcl_jax.points import VoxelGrid, index_to_coords
+
+GAP = 0.1  # between the entries of two classes, of all entries' width
+FURTHEST = 6.0  # from 0, of entries that are moved; an image alone takes about 1 in all
 
 
 def evaluate(
@@ -102,6 +107,44 @@ def grow_table(params: Params, fresh: Params) -> Params:
     """`params` with the rows of `fresh`'s table beyond those that it has."""
     table, new = params["params"]["table"], fresh["params"]["table"]
     return {"params": params["params"] | {"table": jnp.concatenate([table, new[len(table) :]])}}
+
+
+def separate_classes(params: Params, frames: Sequence[int], classes: np.ndarray) -> Params:
+    """DINER as it begins to learn a mask of an image that it knows, with an interval of entries for
+    each class.
+
+    Voxels of one intensity have the same entry, whatever their class. Where a task is to tell them
+    apart, they have to part, and meet answers of other classes on their way. So each class but the
+    largest is moved as it is, beyond the largest entry and the smallest in turn. If that took some
+    further than FURTHEST, where the layers have few kinks, none is moved.
+
+    Args:
+      params: of the field, with a table of all frames of a scan.
+      frames: that the mask is taught on.
+      classes: of all frames, (frames, x, y, z).
+
+    Returns:
+      The parameters with the first column of the table changed.
+    """
+    table = np.array(params["params"]["table"])
+    entries = table[:, 0].reshape(len(classes), -1)  # a view
+    own, classes = entries[list(frames)], classes[list(frames)].reshape(len(frames), -1)
+    low, high, gap = entries.min(), entries.max(), GAP * np.ptp(entries)
+    labels, counts = np.unique(classes, return_counts=True)
+    for number, label in enumerate(np.delete(labels, counts.argmax())):
+        chosen = classes == label
+        moved = own[chosen]
+        if number % 2:
+            moved += low - gap - moved.max()
+            low = moved.min()
+        else:
+            moved += high + gap - moved.min()
+            high = moved.max()
+        own[chosen] = moved
+    if max(-low, high) > FURTHEST:
+        return params
+    entries[list(frames)] = own
+    return {"params": params["params"] | {"table": table}}
 
 
 def pad_output(params: Params, channels: int) -> Params:

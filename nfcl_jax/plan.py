@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from nfcl_jax.arguments import ScanAndMemory, Static, Steps, TaskArrays, TrainState
+from nfcl_jax.batch_task import BatchTask, Recipe, points_per_step, task_arguments
 from nfcl_jax.batching import Programs, compile_for, fits_at_once, make_batches
-from nfcl_jax.fitting import BatchTask, Recipe, points_per_step, task_arguments
 from nfcl_jax.padded import padded_size
 from nfcl_jax.scan import Scan
 from nfcl_jax.scenarios import Task

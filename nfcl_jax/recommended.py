@@ -37,7 +37,8 @@ RATES = ("learning_rate", "muon_rate", "later_factor", "mask_later_factor")
 DINER_WEIGHT, DINER_MASK_WEIGHT = 4, 10
 SCHEDULE = {"schedule": "cosine", "warmup_steps": 50}
 DINER = {"keep_optimiser": True}
-HELD = ("ewc", "mas")  # whose penalties on parameters would outweigh a smaller loss of masks
+# Whose penalties on parameters would outweigh a smaller loss of masks, and pull back what is moved.
+HELD = ("ewc", "mas")
 COORDINATES = {"batch_size": 3456}  # fewer, to pay for what Muon costs
 
 
@@ -56,6 +57,7 @@ def recommended(config: Mapping[str, Any]) -> dict[str, Any]:
         weight, mask_weight = own.weight, own.mask_weight
     elif config["field"]["name"] == "diner":
         config |= DINER
+        config["field"]["separate_classes"] = config["strategy"] not in HELD
     else:
         return config
     if config["strategy"] not in HELD:

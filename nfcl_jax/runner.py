@@ -13,10 +13,10 @@ import jax
 import pandas as pd
 
 from nfcl_jax import checkpoints, partial, processes, resume, run_log
+from nfcl_jax.batch_task import Recipe, points_per_step
 from nfcl_jax.batching import device_mesh
 from nfcl_jax.config import constants_of
 from nfcl_jax.errors import Stopped
-from nfcl_jax.fitting import Recipe, points_per_step
 from nfcl_jax.loop import Hooks, Start, learn
 from nfcl_jax.records import Fit, Learned, Progress, Score, TaskResult
 from nfcl_jax.report.scores import as_frame, per_patient, summary_of_run

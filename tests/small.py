@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
+from nfcl_jax.batch_task import Recipe
 from nfcl_jax.batching import device_mesh
-from nfcl_jax.fitting import Recipe
 from nfcl_jax.loop import learn
 from nfcl_jax.padded import stable_hash
 from nfcl_jax.scan import Scan

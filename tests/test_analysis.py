@@ -13,11 +13,12 @@ from nfcl_jax.analysis import spectrum, tangent
 from nfcl_jax.analysis.forgetting import IN_ITS_PLACE, _as_task_begins, analyse
 from nfcl_jax.analysis.summary import rank_correlation, write_analysis
 from nfcl_jax.analysis.tangent import Tangent
+from nfcl_jax.batch_task import BatchTask, task_arguments
 from nfcl_jax.batching import compile_for, device_mesh
 from nfcl_jax.data.cohorts import read_scans
 from nfcl_jax.errors import ReportError
 from nfcl_jax.fields import FIELDS, create_field, init_params
-from nfcl_jax.fitting import BatchTask, start_batch, task_arguments
+from nfcl_jax.fitting import start_batch
 from nfcl_jax.params import evaluate
 from nfcl_jax.points import VoxelGrid
 from nfcl_jax.records import Learned

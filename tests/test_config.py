@@ -104,6 +104,8 @@ def test_a_config_of_an_earlier_version_is_read_in_todays_terms():
     encoded = make_config("domain_expansion", "pe_relu", "finetune")
     early = {k: v for k, v in encoded["field"].items() if k != "scale"}
     assert in_todays_terms(encoded | {"field": early}) == encoded
+    early = {k: v for k, v in diner["field"].items() if k != "separate_classes"}
+    assert in_todays_terms(diner | {"field": early}) == diner
     distilled = make_config("domain_expansion", "siren", "distillation")
     early = distilled | {"distillation": {"weight": 1.0, "points": "voxels"}}
     assert in_todays_terms(early) == distilled

@@ -119,6 +119,9 @@ def test_the_recommended_grid_differs_from_the_papers_in_how_fields_are_fitted(t
         changed = {k for k in own if k != "data" and own[k] != shipped[k]}
         assert "schedule" in changed <= fitted | {"field"}, cell.name
         same = {"time_scale": 1.0} | ({"scale": 1.0} if "scale" in own["field"] else {})
+        apart = own["field"].get("separate_classes", False)
+        assert apart == (cell.name.startswith("signal_expansion-diner"))
+        same |= {"separate_classes": False} if apart else {}
         assert own["field"] | same == shipped["field"] | {"time_scale": 1.0}
         assert own["field"].get("scale") == (0.95 if own["field"]["name"] == "pe_relu" else None)
         if own["scenario"] == "signal_expansion" and own["strategy"] == "finetune":

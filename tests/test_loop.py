@@ -18,7 +18,7 @@ from small import (
     train,
 )
 
-from nfcl_jax import fields, fitting
+from nfcl_jax import batch_task, fields
 from nfcl_jax.loop import Hooks
 from nfcl_jax.strategies.ewc import ewc
 
@@ -150,7 +150,7 @@ def test_a_scan_that_diverges_is_named_and_harms_nobody():
 
 
 def test_progress_tells_every_chunk_and_ends_at_the_last_step(monkeypatch):
-    monkeypatch.setattr(fitting, "STEPS_PER_CHUNK", 5)
+    monkeypatch.setattr(batch_task, "STEPS_PER_CHUNK", 5)
     seen = []
     train(cohort()[:2], FRAMES[:2], recipe(scans_per_batch=1), hooks=Hooks(seen.append))
     assert [(p.task, p.step) for p in seen] == [(t, s) for t in (1, 1, 2, 2) for s in (5, 10, 12)]

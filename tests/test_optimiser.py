@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from small import FRAMES, IMAGE_AND_MASK, make_scan, params_of, recipe, train
 
+from nfcl_jax.batch_task import BatchTask, task_arguments
 from nfcl_jax.config import SCHEDULES, check_config, make_config
 from nfcl_jax.errors import ConfigError
-from nfcl_jax.fitting import BatchTask, task_arguments
 from nfcl_jax.optimiser import optimiser
 from nfcl_jax.scenarios import MASK, Task, image_head, mask_head, teach
 

@@ -1,5 +1,7 @@
 """Parameters: rendering, growing, tables of a scan's own size."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from nfcl_jax.params import (
     pad_output,
     render,
     resize_tables,
+    separate_classes,
 )
 
 
@@ -49,6 +52,45 @@ def test_resizing_tables_keeps_their_rows_and_nothing_else_changes():
     jax.tree.map(np.testing.assert_array_equal, again, (params, basis))
     siren = make("siren")[1]
     jax.tree.map(np.testing.assert_array_equal, resize_tables(siren, 7), siren)
+
+
+def table_of(*entries):
+    table = np.array(entries, np.float32).reshape(-1, 1)
+    return {"params": {"table": table, "output": {"bias": np.zeros(5, np.float32)}}}
+
+
+def test_each_class_but_the_largest_has_entries_beyond_all_others_in_the_same_order():
+    rng = np.random.default_rng(0)
+    before = rng.uniform(-0.4, 0.5, 3 * 200).astype(np.float32)
+    params, classes = table_of(*before), rng.choice(4, (3, 10, 10, 2), p=[0.2, 0.5, 0.2, 0.1])
+    classes[[0, 2]] = 3  # as if a mask of frames that are not taught said something
+    moved = separate_classes(params, [1], classes.astype(np.uint8))
+    np.testing.assert_array_equal(params["params"]["table"][:, 0], before)
+    assert moved["params"]["output"] is params["params"]["output"]
+    frames = moved["params"]["table"].reshape(3, -1)
+    np.testing.assert_array_equal(frames[[0, 2]], before.reshape(3, -1)[[0, 2]])
+    own, old, classes = frames[1], before.reshape(3, -1)[1], classes[1].ravel()
+    np.testing.assert_array_equal(own[classes == 1], old[classes == 1])
+    for label in (0, 2, 3):
+        same = own[classes == label] - old[classes == label]
+        np.testing.assert_allclose(same, same[0], atol=1e-6)
+    spans = {
+        label: (own[classes == label].min(), own[classes == label].max()) for label in (0, 2, 3)
+    }
+    others = before.min(), before.max()
+    in_order = [spans[2], others, spans[0], spans[3]]
+    gaps = [after[0] - before[1] for before, after in itertools.pairwise(in_order)]
+    np.testing.assert_allclose(gaps, 0.1 * np.ptp(before), rtol=1e-5)
+
+
+def test_entries_that_would_lie_too_far_from_the_kinks_stay():
+    entries = np.tile(np.linspace(-0.5, 0.5, 30), 20)
+    classes = np.repeat(np.arange(20), 30)
+    for number, stays in ((8, False), (20, True)):
+        own = np.where(classes < number, classes, 0).reshape(1, 60, 10, 1)
+        params = table_of(*entries)
+        moved = separate_classes(params, [0], own)
+        assert (moved is params) == stays
 
 
 @all_fields

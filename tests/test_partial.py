@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small import FRAMES, IMAGE_AND_MASK, cohort, distilled, recipe, scans_for, train
 
-from nfcl_jax import fitting, partial, runner
+from nfcl_jax import batch_task, partial, runner
 from nfcl_jax.batching import device_mesh
 from nfcl_jax.config import make_config
 from nfcl_jax.loop import Hooks, Start, learn
@@ -38,7 +38,7 @@ class PowerError(Exception):
 )
 def test_a_task_goes_on_from_any_chunk_to_the_same_bits(how, tasks, monkeypatch, tmp_path):
     """Stopped at each place in turn where it can be, through the files on disk."""
-    monkeypatch.setattr(fitting, "STEPS_PER_CHUNK", 4)
+    monkeypatch.setattr(batch_task, "STEPS_PER_CHUNK", 4)
     scans, how = scans_for(tasks)[:3], how._replace(scans_per_batch=2)
     expected = train(scans, tasks, how)
     mesh, places, results, begun = device_mesh(jax.devices()[:1]), 0, [], {}
@@ -70,7 +70,7 @@ def test_a_task_goes_on_from_any_chunk_to_the_same_bits(how, tasks, monkeypatch,
 
 def test_what_does_not_fit_any_more_is_begun_again(monkeypatch):
     """Scans of another batch, at another step, or half of a batch."""
-    monkeypatch.setattr(fitting, "STEPS_PER_CHUNK", 4)
+    monkeypatch.setattr(batch_task, "STEPS_PER_CHUNK", 4)
     scans, tasks = cohort()[:3], FRAMES[:1]
     saved = {}
 
@@ -111,7 +111,7 @@ def test_a_damaged_file_of_a_partial_checkpoint_is_named(tmp_path):
 
 @pytest.mark.parametrize("batches", [1, 2])
 def test_every_task_and_batch_is_saved_as_often_as_the_config_says(batches, monkeypatch, tmp_path):
-    monkeypatch.setattr(fitting, "STEPS_PER_CHUNK", 4)
+    monkeypatch.setattr(batch_task, "STEPS_PER_CHUNK", 4)
     saved = []
     monkeypatch.setattr(partial, "save", lambda workdir, task, *rest: saved.append(task))
     how = distilled(num_steps=20, scans_per_batch=3 - batches)

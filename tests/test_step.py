@@ -21,13 +21,14 @@ from small import (
 
 from nfcl_jax import batching, step
 from nfcl_jax.arguments import ScanAndMemory, Steps, TrainState
+from nfcl_jax.batch_task import BatchTask, task_arguments
 from nfcl_jax.batching import device_mesh
 from nfcl_jax.errors import InactivePenaltyError
 from nfcl_jax.fields import FIELDS, create_field, init_params
-from nfcl_jax.fitting import BatchTask, task_arguments
+from nfcl_jax.fitting import start_batch
 from nfcl_jax.loop import Start
 from nfcl_jax.padded import stream
-from nfcl_jax.params import evaluate
+from nfcl_jax.params import evaluate, separate_classes
 from nfcl_jax.points import VoxelGrid, index_to_coords
 from nfcl_jax.strategies.base import Strategy
 from nfcl_jax.strategies.distillation import Teacher, distillation
@@ -239,3 +240,25 @@ def test_a_strategy_changes_the_gradient_or_the_update_and_its_state_goes_on(on)
     assert held[2].learned[scan.name].state["steps"] == 4
     with pytest.raises(AssertionError):  # in the third task it moves
         jax.tree.map(np.testing.assert_array_equal, *map(params_of, held[1:]))
+
+
+def test_classes_begin_apart_and_the_teacher_answers_from_where_it_was():
+    scans, how = cohort(1, "ED")[:2], distilled("diner", batch_size=0)
+    how = how._replace(field=how.field | {"separate_classes": True})
+    (first,) = train(scans, IMAGE_AND_MASK[:1], how)
+    mesh = device_mesh(jax.devices()[:1])
+    task = BatchTask(scans, 2, IMAGE_AND_MASK, how, mesh)
+    state, teacher = start_batch(
+        task, first.learned, batching.compile_for(mesh), task_arguments(task)
+    )
+    for i, scan in enumerate(scans):
+        before = first.learned[scan.name].params
+        apart = separate_classes(before, [0], scan.values["mask"])["params"]["table"]
+        rows = scan.num_voxels
+        np.testing.assert_array_equal(state.params["params"]["table"][i, :rows], apart)
+        assert np.abs(apart - before["params"]["table"]).max() > 1e-4
+        field = task_arguments(task)[0].field.clone(channels=1, rows=rows)
+        answers = field.apply(before, jnp.arange(rows))
+        np.testing.assert_allclose(teacher.outputs[i, :rows], answers, rtol=1e-6)
+    frames = BatchTask(cohort()[:1], 1, FRAMES[:2], how, mesh)
+    assert frames.as_begun(cohort()[0], before) is before

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from experiments.launch.console import log_to_screen
 from nfcl_jax import checkpoints, processes, run_log, shelf
+from nfcl_jax.batch_task import STEPS_PER_CHUNK
 from nfcl_jax.batching import device_mesh, make_batches
 from nfcl_jax.errors import ConfigError
-from nfcl_jax.fitting import STEPS_PER_CHUNK
 from nfcl_jax.padded import padded_size
 from nfcl_jax.plan import Plan, plan_of
 from nfcl_jax.runner import Caller, recipe_of, run
