@@ -5,6 +5,7 @@ from made_up import write_run
 from nfcl_jax.report import figures
 from nfcl_jax.report.results import Scores, finished_runs, load_results
 from nfcl_jax.report.scores import per_patient
+from nfcl_jax.report.statistics import mean_interval
 
 
 def test_figures_have_one_row_for_a_strategy_whose_weight_each_field_chooses(tmp_path):
@@ -21,3 +22,20 @@ def test_figures_have_one_row_for_a_strategy_whose_weight_each_field_chooses(tmp
     write_run(tmp_path / "another", "domain_expansion", "siren", "distillation", weight=10)
     names = ["fine-tuned", "distilled, weight 7", "distilled, weight 10", "distilled"]
     assert sorted(rows()) == sorted(f"{name}\nafter task" for name in names)
+
+
+def test_an_axis_covers_the_patients_and_not_all_of_an_interval(tmp_path):
+    write_run(tmp_path / "run", "signal_expansion", "siren", "finetune")
+    results = load_results(finished_runs([tmp_path / "run"]))
+    for patient, psnr in (("patient001", 5.0), ("patient002", 35.0)):  # far apart
+        own = (
+            (results.patient == patient) & (results.metric == "psnr") & (results.trained_task == 2)
+        )
+        results.loc[own, "value"] = psnr
+    two = results["patient"].isin(["patient001", "patient002"])
+    scores = Scores(per_patient(results[two]))
+    psnr, *_ = figures.first_and_last(scores, "signal_expansion").axes
+    own = scores.seen("signal_expansion", "siren", "finetune", 2, 1, "psnr")
+    before = scores.seen("signal_expansion", "siren", "finetune", 1, 1, "psnr").mean()
+    low, high = psnr.get_ylim()
+    assert mean_interval(own.to_numpy())[0] < low < 0 and own.max() < high < 1.1 * max(*own, before)

@@ -89,18 +89,21 @@ def first_and_last(scores: Scores, scenario: str) -> Figure:
         figure = Figure(figsize=(2.5 * len(panels) + 0.1, 3.6), layout="constrained")
         for axes, (task, number, metric) in zip(figure.subplots(1, len(panels)), panels,
                                                 strict=True):  # fmt: skip
+            shown = [0.0]  # what the axis covers: intervals of few patients go far beyond
             for field, strategy in scores.of(scenario):
                 values = scores.seen(scenario, field, strategy, 0, number, metric).dropna()
                 offset = (strategies.index(strategy) - middle) * 0.68 / len(strategies)
                 style = marker(field, fills[strategy])
                 _column(axes, fields.index(field) + offset, values, style)
+                shown += [*values]
             for place, field in enumerate(fields) if number else ():
                 before = scores.seen(scenario, field, BASELINE, 1, 1, metric).mean()
                 axes.plot([place - 0.4, place + 0.4], [before] * 2, color="#555555", lw=1.2)
+                shown += [before]
             axes.set_xticks(range(len(fields)), [field_title(field) for field in fields])
             axes.set_xlim(-0.6, len(fields) - 0.4)
-            bottom, top = axes.get_ylim()
-            axes.set_ylim(min(0, bottom), 1.03 * top)  # room for a marker at the top
+            low, high = np.nanmin(shown), np.nanmax(shown) or 1.0
+            axes.set_ylim(low - 0.04 * (high - low), high + 0.08 * (high - low))
             axes.grid(axis="x", visible=False)
             axes.tick_params(axis="x", labelsize=8, length=0)
             axes.set_title(_axis_title(metric, of=f"the {task.name}"), fontsize=10)
