@@ -20,7 +20,7 @@ def get_config():
             f"domain*-{field}-*:field.time_scale={own.time_scale}",
             *([f"{field}:field.scale={own.scale}"] if own.scale else []),
         ]
-    for strategy in ("distillation", "joint", "replay"):  # the same for earlier data
+    for strategy in ("distillation", "joint", "replay"):  # true values weigh what answers do
         words.append(f"domain*-diner-{strategy}-*:{strategy}.weight={DINER_WEIGHT}")
         for field, own in RECIPES.items():
             words += [

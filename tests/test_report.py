@@ -268,7 +268,7 @@ def test_what_makes_runs_incomparable_is_said(tmp_path):
     html = (tmp_path / "report.html").read_text()
     for warning in (
         "Runs differ in num_steps: 500, 700.",
-        "Runs of SIREN differ in learning_rate.",
+        "Runs of SIREN in domain expansion differ in learning_rate.",
         "Not every field and strategy has the same seeds.",
         "Runs were made on different scans of patient001/cine.",
         "Few patients: 5.",

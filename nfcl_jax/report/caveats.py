@@ -43,6 +43,7 @@ def caveats(
         found.append("Not every field and strategy has the same seeds.")
     found += _not_as_shipped(runs)
     found += _differing_settings(runs)
+    found += _differing_scans(runs)
     failed = results[results["failed"]]
     for key, group in failed.groupby(keys, sort=False):
         names = sorted(set(group["patient"] + "/" + group["image"]))
@@ -96,15 +97,17 @@ def _changes(config: Mapping[str, Any], shipped: Mapping[str, Any], section: str
 
 
 def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
-    """Settings that ought to be the same in all runs, and scans that are not the same scan."""
+    """Settings that ought to be the same in all runs, or in those of a field and scenario."""
     found = []
-    for name in ("num_steps", "huber_delta", "matmul_precision", "keep_optimiser", "data"):
+    for name in ("num_steps", "huber_delta", "matmul_precision", "data"):
         values = dict.fromkeys(json.dumps(run.config.get(name)) for run in runs)
         if len(values) > 1:
             found.append(f"Runs differ in {name}: {', '.join(values)}.")
-    for field in dict.fromkeys(run.field for run in runs):
-        own = [run.config for run in runs if run.field == field]
+    for scenario, field in dict.fromkeys((run.config["scenario"], run.field) for run in runs):
+        of_field = [run.config for run in runs if run.field == field]
+        own = [config for config in of_field if config["scenario"] == scenario]
         for name in (
+            "keep_optimiser",
             "batch_size",
             "learning_rate",
             "muon_rate",
@@ -115,7 +118,14 @@ def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
             "field",
         ):
             if len({json.dumps(config.get(name), sort_keys=True) for config in own}) > 1:
-                found.append(f"Runs of {field_title(field)} differ in {name}.")
+                where = scenario.replace("_", " ")
+                found.append(f"Runs of {field_title(field)} in {where} differ in {name}.")
+    return found
+
+
+def _differing_scans(runs: Sequence[FinishedRun]) -> list[str]:
+    """Patients that were left out, scans that are counted twice or are not the same in all runs."""
+    found = []
     scans: dict[tuple[str, str, str], set[str]] = {}
     twice: dict[tuple[str, ...], None] = {}
     left_out: set[str] = set()
