@@ -39,5 +39,5 @@ def get_config():
     config = recommended.get_config()
     config.scenarios = "domain_expansion_12,mixed_expansion"
     config.fields = "siren,diner"
-    config.overrides += f",mixed*-diner-*:{recommended.APART}"
+    config.overrides = ",".join([config.overrides, *recommended.classes_apart("mixed")])
     return config

@@ -4,7 +4,11 @@ from configs import paper
 from nfcl_jax.recommended import COORDINATES, DINER, DINER_WEIGHT, HELD, RATES, RECIPES, SCHEDULE
 from nfcl_jax.strategies import STRATEGIES
 
-APART = "field.separate_classes=True"
+
+def classes_apart(scenario: str) -> list[str]:
+    """Overrides for DINER in scenarios of this name's beginning."""
+    may = [name for name in STRATEGIES if name not in HELD]
+    return [f"{scenario}*-diner-{name}*:field.separate_classes=True" for name in may]
 
 
 def get_config():
@@ -12,7 +16,7 @@ def get_config():
     config.strategies = ",".join(paper.METHOD)
     words = [f"*:{name}={value}" for name, value in SCHEDULE.items()]
     words += [f"diner:{name}={value}" for name, value in DINER.items()]
-    words += [f"signal*-diner-{name}*:{APART}" for name in STRATEGIES if name not in HELD]
+    words += classes_apart("signal")
     for field, own in RECIPES.items():
         words += [
             *(f"{field}:{name}={value}" for name, value in COORDINATES.items()),

@@ -93,11 +93,13 @@ class BatchTask(NamedTuple):
         return resize_tables(learned, rows) if on_grid else learned
 
     def as_begun(self, scan: Scan, params: Params) -> Params:
-        """What DINER, to `separate_classes`, begins the task with, from what the last left."""
+        """The parameters that a scan begins the task with: the last task's. DINER that is to
+        `separate_classes` does so for masks of which it knows all frames."""
         *before, new = self.tasks
         known = {frame for task in before for frame in task.frames}
-        for head, frames in new.lessons:
-            if head.kind == "mask" and known.issuperset(frames):
+        masks = [lesson for lesson in new.lessons if lesson.head.kind == "mask"]
+        for head, frames in masks if self.recipe.field.get("separate_classes") else ():
+            if known.issuperset(frames):
                 params = separate_classes(params, frames, scan.values[head.name])
         return params
 

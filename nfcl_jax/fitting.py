@@ -87,14 +87,15 @@ def start_batch(
         resized = [task.resized(tree, task.rows) for tree in trees]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *filled(resized, task.count))
 
-    before, state = stacked([learned[scan.name] for scan in task.batch])
-    begun = before
-    if task.recipe.field.get("separate_classes"):
-        begun = stacked([task.as_begun(scan, learned[scan.name].params) for scan in task.batch])
+    own = [learned[scan.name] for scan in task.batch]
+    before, state = stacked(own)
+    begun = [task.as_begun(scan, params) for scan, (params, _) in zip(task.batch, own, strict=True)]
+    moved = any(params is not old for params, (old, _) in zip(begun, own, strict=True))
+    first = stacked(begun) if moved else before
     memory, moments = None, state.pop(MOMENTS, None)
     if static.strategy.begin:
         memory, state = programs.begin_task(static, (before, state), scans, arrays)
-    return programs.start_task(static, (begun, state, moments), scans, arrays), memory
+    return programs.start_task(static, (first, state, moments), scans, arrays), memory
 
 
 def _finished(

@@ -13,8 +13,8 @@ from nfcl_jax.fields import Params, init_params
 from nfcl_jax.padded import stream
 from nfcl_jax.points import VoxelGrid, index_to_coords
 
-GAP = 0.1  # between the entries of two classes, of all entries' width
-FURTHEST = 6.0  # from 0, of entries that are moved; an image alone takes about 1 in all
+CLASS_GAP = 0.1  # between the entries of two classes, in widths of the entries that there were
+FURTHEST_ENTRY = 6.0  # from 0, of those that are moved; all of an image lie within about 1
 
 
 def evaluate(
@@ -110,13 +110,12 @@ def grow_table(params: Params, fresh: Params) -> Params:
 
 
 def separate_classes(params: Params, frames: Sequence[int], classes: np.ndarray) -> Params:
-    """DINER as it begins to learn a mask of an image that it knows, with an interval of entries for
-    each class.
+    """DINER as it begins to learn a mask, with the table's entries of each class moved apart.
 
-    Voxels of one intensity have the same entry, whatever their class. Where a task is to tell them
-    apart, they have to part, and meet answers of other classes on their way. So each class but the
-    largest is moved as it is, beyond the largest entry and the smallest in turn. If that took some
-    further than FURTHEST, where the layers have few kinks, none is moved.
+    Voxels of equal intensity share an entry. To learn a mask of them their entries must move apart,
+    and on the way they pass others where the field answers with another class. So each class but
+    the largest is moved as it is, in turn beyond the largest entry and the smallest of the table.
+    None is moved if one would lie beyond FURTHEST_ENTRY, where the layers have few kinks.
 
     Args:
       params: of the field, with a table of all frames of a scan.
@@ -126,10 +125,10 @@ def separate_classes(params: Params, frames: Sequence[int], classes: np.ndarray)
     Returns:
       The parameters with the first column of the table changed.
     """
-    table = np.array(params["params"]["table"])
+    table, chosen_frames = np.array(params["params"]["table"]), list(frames)
     entries = table[:, 0].reshape(len(classes), -1)  # a view
-    own, classes = entries[list(frames)], classes[list(frames)].reshape(len(frames), -1)
-    low, high, gap = entries.min(), entries.max(), GAP * np.ptp(entries)
+    own, classes = entries[chosen_frames], classes[chosen_frames].reshape(len(frames), -1)
+    low, high, gap = entries.min(), entries.max(), CLASS_GAP * np.ptp(own)
     labels, counts = np.unique(classes, return_counts=True)
     for number, label in enumerate(np.delete(labels, counts.argmax())):
         chosen = classes == label
@@ -140,10 +139,10 @@ def separate_classes(params: Params, frames: Sequence[int], classes: np.ndarray)
         else:
             moved += high + gap - moved.min()
             high = moved.max()
+        if np.abs(moved).max() > FURTHEST_ENTRY:
+            return params
         own[chosen] = moved
-    if max(-low, high) > FURTHEST:
-        return params
-    entries[list(frames)] = own
+    entries[chosen_frames] = own
     return {"params": params["params"] | {"table": table}}
 
 

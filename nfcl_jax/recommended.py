@@ -37,7 +37,7 @@ RATES = ("learning_rate", "muon_rate", "later_factor", "mask_later_factor")
 DINER_WEIGHT, DINER_MASK_WEIGHT = 4, 10
 SCHEDULE = {"schedule": "cosine", "warmup_steps": 50}
 DINER = {"keep_optimiser": True}
-# Whose penalties on parameters would outweigh a smaller loss of masks, and pull back what is moved.
+# Penalties on parameters: they would outweigh a smaller loss of masks, and move entries back.
 HELD = ("ewc", "mas")
 COORDINATES = {"batch_size": 3456}  # fewer, to pay for what Muon costs
 

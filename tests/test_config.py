@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from configs import domain_expansion
+from configs import domain_expansion, recommended
+from experiments.launch.grid import make_cells
 from nfcl_jax.config import check_config, in_todays_terms, make_config, stored_config
 from nfcl_jax.errors import ConfigError, RunError
 from nfcl_jax.fields import FIELDS
@@ -130,3 +131,14 @@ def test_a_value_that_would_do_nothing_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"dataset = 'mine' needs config\.data\.root"):
         read_data(config, ["domain_expansion"], tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_classes_are_moved_apart_but_where_parameters_are_held(tmp_path):
+    """And the first task, which has no classes, is shared all the same."""
+    config = recommended.get_config().to_dict()
+    config |= {"fields": "diner", "scenarios": "signal_expansion"}
+    config["strategies"] = "finetune,distillation,replay:weight=3,ewc,mas,ogd"
+    first, *cells = make_cells(config, tmp_path)
+    apart = {cell.config["strategy"] for cell in cells if cell.config["field"]["separate_classes"]}
+    assert apart == {"distillation", "replay", "ogd"} and len(cells) == 5
+    assert {cell.twin for cell in cells} == {first.name}

@@ -10,8 +10,9 @@ from test_table_run import same
 
 import nfcl_jax
 from nfcl_jax.checkpoints import load_all
+from nfcl_jax.config import make_config
 from nfcl_jax.errors import ConfigError, DataError, RunError
-from nfcl_jax.recommended import RECIPES
+from nfcl_jax.recommended import RECIPES, recommended
 
 FEW = {"num_steps": 6, "batch_size": 64, "field.width": 16, "field.depth": 2}
 FIRST, SECOND = PLACES[..., 0].astype("f4"), (PLACES[..., 1] ** 2).astype("f4")
@@ -151,6 +152,9 @@ def test_the_recommended_recipe_is_the_default(tmp_path):
     assert config["muon_rate"] == RECIPES["siren"].muon_rate
     assert config["distillation"]["weight"] == RECIPES["siren"].weight
     assert config["mask_factor"] == pytest.approx(7 / 2000)
+    for strategy in ("distillation", "ewc"):
+        diner = recommended(make_config("sequence", "diner", strategy))
+        assert diner["field"]["separate_classes"] == (strategy == "distillation")
 
 
 def test_pictures_and_fields_without_time(tmp_path):

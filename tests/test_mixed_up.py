@@ -119,11 +119,11 @@ def test_what_is_not_as_shipped_in_one_scenario_is_told_with_it(tmp_path):
         (folder / "config.json").write_text(json.dumps(config))
     text = report(tmp_path)
     siren, diner = (
-        next(line for line in text.splitlines() if f"Not as shipped: {field}: " in line)
+        next(line for line in text.splitlines() if f"Not as shipped ({field}): " in line)
         for field in ("SIREN", "DINER")
     )
     assert siren.endswith("; in domain expansion num_steps 7 instead of 500.")
-    assert diner.startswith("Not as shipped: DINER: num_steps 7 instead of 500, ")
+    assert diner.startswith("Not as shipped (DINER): num_steps 7 instead of 500, ")
     assert "expansion" not in diner
 
 
@@ -142,8 +142,8 @@ def test_fields_that_are_changed_alike_are_told_of_in_one_sentence(tmp_path):
         "in signal expansion distillation.weight 9.0 instead of 10.0."
     )
     assert lines == [
-        f"Not as shipped: PE-ReLU: num_steps 8 instead of 500, {rest}",
-        f"Not as shipped: SIREN, FINER: num_steps 7 instead of 500, {rest}",
+        f"Not as shipped (PE-ReLU): num_steps 8 instead of 500, {rest}",
+        f"Not as shipped (SIREN, FINER): num_steps 7 instead of 500, {rest}",
     ]
 
 

@@ -80,7 +80,7 @@ def test_each_class_but_the_largest_has_entries_beyond_all_others_in_the_same_or
     others = before.min(), before.max()
     in_order = [spans[2], others, spans[0], spans[3]]
     gaps = [after[0] - before[1] for before, after in itertools.pairwise(in_order)]
-    np.testing.assert_allclose(gaps, 0.1 * np.ptp(before), rtol=1e-5)
+    np.testing.assert_allclose(gaps, 0.1 * np.ptp(old), rtol=1e-5)
 
 
 def test_entries_that_would_lie_too_far_from_the_kinks_stay():

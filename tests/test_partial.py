@@ -16,6 +16,11 @@ class PowerError(Exception):
     """The power fails."""
 
 
+def apart(name):
+    how = distilled(name, batch_size=0)
+    return how._replace(field=how.field | {"separate_classes": True})
+
+
 @pytest.mark.parametrize(
     ("how", "tasks"),
     [
@@ -28,13 +33,14 @@ class PowerError(Exception):
             marks=pytest.mark.slow,
         ),
         pytest.param(recipe("siren", ewc()), IMAGE_AND_MASK, marks=pytest.mark.slow),
+        pytest.param(apart("diner"), IMAGE_AND_MASK, marks=pytest.mark.slow),
         pytest.param(
             distilled("siren", muon_rate=0.01, mask_later_factor=0.5),
             IMAGE_AND_MASK,
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["diner", "siren-signal", "diner-ewc", "kept", "siren-ewc-signal", "muon"],
+    ids=["diner", "siren-signal", "diner-ewc", "kept", "siren-ewc-signal", "diner-apart", "muon"],
 )
 def test_a_task_goes_on_from_any_chunk_to_the_same_bits(how, tasks, monkeypatch, tmp_path):
     """Stopped at each place in turn where it can be, through the files on disk."""

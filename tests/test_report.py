@@ -274,7 +274,7 @@ def test_what_makes_runs_incomparable_is_said(tmp_path):
         "Few patients: 5.",
         "in domain expansion num_steps 700 instead of 500, learning_rate 0.5 instead of 0.001, "
         "distillation.points continuous instead of voxels.",
-        "Not as shipped: DINER: batch_size 4096 instead of 0, ",
+        "Not as shipped (DINER): batch_size 4096 instead of 0, ",
     ):
         assert warning in html, warning
 

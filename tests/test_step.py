@@ -30,6 +30,7 @@ from nfcl_jax.loop import Start
 from nfcl_jax.padded import stream
 from nfcl_jax.params import evaluate, separate_classes
 from nfcl_jax.points import VoxelGrid, index_to_coords
+from nfcl_jax.scenarios import MASK, teach
 from nfcl_jax.strategies.base import Strategy
 from nfcl_jax.strategies.distillation import Teacher, distillation
 from nfcl_jax.strategies.ewc import ewc
@@ -260,5 +261,21 @@ def test_classes_begin_apart_and_the_teacher_answers_from_where_it_was():
         field = task_arguments(task)[0].field.clone(channels=1, rows=rows)
         answers = field.apply(before, jnp.arange(rows))
         np.testing.assert_allclose(teacher.outputs[i, :rows], answers, rtol=1e-6)
-    frames = BatchTask(cohort()[:1], 1, FRAMES[:2], how, mesh)
-    assert frames.as_begun(cohort()[0], before) is before
+
+
+def test_classes_are_moved_apart_on_frames_that_are_known_alone():
+    (scan, *_), how, mesh = cohort(), recipe("diner"), device_mesh(jax.devices()[:1])
+    apart = how._replace(field=how.field | {"separate_classes": True})
+    field = create_field(how.field, 1, 4 * scan.num_voxels)
+    before = init_params(field, jax.random.key(0), axes=4)
+
+    def begun(how, task):
+        return BatchTask([scan], 1, (*FRAMES[:2], task), how, mesh).as_begun(scan, before)
+
+    on = {frames: teach("mask", MASK, frames) for frames in ((0,), (0, 1), (1, 2), (3,))}
+    for frames in ((1, 2), (3,)):
+        assert begun(apart, on[frames]) is before
+    assert begun(apart, FRAMES[2]) is begun(how, on[0,]) is before
+    one, two = (begun(apart, on[frames])["params"]["table"] for frames in ((0,), (0, 1)))
+    changed = [(table != before["params"]["table"]).reshape(4, -1).any(1) for table in (one, two)]
+    np.testing.assert_array_equal(changed, [[1, 0, 0, 0], [1, 1, 0, 0]])

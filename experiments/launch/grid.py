@@ -38,7 +38,7 @@ SHARED = (
     "matmul_precision",
 )  # fmt: skip
 # What the first task knows nothing of.
-NOT_FIRST = ("strategy", "later_factor", "mask_later_factor", *STRATEGIES)
+NOT_FIRST = ("strategy", "later_factor", "mask_later_factor", "separate_classes", *STRATEGIES)
 
 
 class Cell(NamedTuple):
@@ -208,7 +208,7 @@ def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
             words.override(cell, name, config["overrides"])
             check_config(cell)
             if words.matching([name], wanted):
-                first = json.dumps({k: v for k, v in cell.items() if k not in NOT_FIRST})
+                first = json.dumps(_of_first_task(cell | {"field": _of_first_task(cell["field"])}))
                 if name not in (cell.name for cell in cells):
                     cells.append(Cell(name, cell, twins.get(first)))
                 twins.setdefault(first, name)
@@ -218,6 +218,10 @@ def make_cells(config: Mapping[str, Any], workdir: Path) -> list[Cell]:
             f"config.cells = {config['cells']!r}, leave no cell of the grid."
         )
     return cells
+
+
+def _of_first_task(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in NOT_FIRST}
 
 
 def shown_patients(config: Mapping[str, Any], scans: dict[str, list[Scan]]) -> list[str]:

@@ -26,7 +26,8 @@ IN_ITS_PLACE = "the last one in its place"  # beside the strategies, in the tabl
 
 
 class Grown(NamedTuple):
-    """A scan's field as a task begins: with the outputs that it needs."""
+    """A scan's field as a task begins, with the outputs that it needs; but with the table that the
+    last task left, where DINER `separate_classes`, for which it would need the mask."""
 
     module: nn.Module
     params: Params
@@ -37,9 +38,10 @@ def analyse(workdir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Returns:
       Overlaps, with the columns OVERLAP: a row for each fine-tuned run, scan and task after the
-      first, as that task begins. `share` and `largest_cosine` are those of `tangent.Overlap` of the
-      first task with it, at the same voxels; `lost` is the PSNR, in dB and counted up to
-      NOTHING_TO_SEE, that the first task loses while it is learned. NaN for a field that diverged.
+      first, as that task begins, see `Grown`. `share` and `largest_cosine` are those of
+      `tangent.Overlap` of the first task with it, at the same voxels; `lost` is the PSNR, in dB
+      and counted up to NOTHING_TO_SEE, that the first task loses while it is learned. NaN for a
+      field that diverged.
       Bands, with the columns BANDS: a row for each run, scan and band of frequency. `kept` is the
       power of the first task's image when it was learned over that of its change by the end, in
       dB. Where the last task is an image too, there are rows of IN_ITS_PLACE, with the last task's

@@ -1,7 +1,6 @@
 """What a reader must know before believing the numbers of a report."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,33 +55,28 @@ def caveats(
 
 def _not_as_shipped(runs: Sequence[FinishedRun]) -> list[str]:
     """A sentence for each field, or fields that have the same, with every setting that changes
-    results and is not its default, and the scenario where it is not so in all; but not the
-    constants that tell a field's runs of one strategy apart, which their names have."""
+    results and is not its default, and the scenarios where it is not so in all that the field has;
+    but not the constants that a strategy's name has."""
     found: dict[str, dict[str, set[str]]] = {}  # scenarios, by the field and the words
-    variants = Counter(map(_but_for_constants, runs))
-    for run in runs:
-        if run.field in FIELDS:
-            name = run.config["strategy"]
-            shipped = make_config(run.config["scenario"], run.field, name)
-            if variants[_but_for_constants(run)] > 1:
-                shipped[name] = run.config[name]
-            for words in _changes(run.config, shipped):
-                own = found.setdefault(field_title(run.field), {}).setdefault(words, set())
-                own.add(run.config["scenario"].replace("_", " "))
-    everywhere = {run.config["scenario"].replace("_", " ") for run in runs}
+    known: dict[str, set[str]] = {}  # scenarios, by the field
+    for run in [run for run in runs if run.field in FIELDS]:
+        title, name = field_title(run.field), run.config["strategy"]
+        shipped = make_config(run.config["scenario"], run.field, name)
+        if run.strategy != name:
+            shipped[name] = run.config[name]
+        scenario = run.config["scenario"].replace("_", " ")
+        known.setdefault(title, set()).add(scenario)
+        for words in _changes(run.config, shipped):
+            found.setdefault(title, {}).setdefault(words, set()).add(scenario)
     fields: dict[str, list[str]] = {}
-    for field, changes in found.items():
-        own = {}  # the words, by where they are so
+    for title, changes in found.items():
+        by_place: dict[str, list[str]] = {}
         for words, where in changes.items():
-            only = f"; in {' and '.join(sorted(where))} " if where != everywhere else ""
-            own.setdefault(only, []).append(words)
-        changed = "".join(only + ", ".join(words) for only, words in sorted(own.items()))
-        fields.setdefault(changed.removeprefix("; "), []).append(field)
-    return [f"Not as shipped: {', '.join(own)}: {changed}." for changed, own in fields.items()]
-
-
-def _but_for_constants(run: FinishedRun) -> tuple:
-    return run.config["scenario"], run.field, run.config["strategy"], run.config["seed"]
+            place = f"; in {' and '.join(sorted(where))} " if where != known[title] else ""
+            by_place.setdefault(place, []).append(words)
+        text = "".join(place + ", ".join(words) for place, words in sorted(by_place.items()))
+        fields.setdefault(text.removeprefix("; "), []).append(title)
+    return [f"Not as shipped ({', '.join(own)}): {text}." for text, own in fields.items()]
 
 
 def _changes(config: Mapping[str, Any], shipped: Mapping[str, Any], section: str = ""):

@@ -1,6 +1,6 @@
 """The figures of a report. One language for all: each field's own colour and marker, open for
 fine-tuning, filled for the strategies beside it; means over patients with their 95%
-intervals, patients faint behind."""
+intervals, which may go on beyond the axes, patients faint behind."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -89,7 +89,7 @@ def first_and_last(scores: Scores, scenario: str) -> Figure:
         figure = Figure(figsize=(2.5 * len(panels) + 0.1, 3.6), layout="constrained")
         for axes, (task, number, metric) in zip(figure.subplots(1, len(panels)), panels,
                                                 strict=True):  # fmt: skip
-            shown = [0.0]  # what the axis covers: intervals of few patients go far beyond
+            shown = [0.0]
             for field, strategy in scores.of(scenario):
                 values = scores.seen(scenario, field, strategy, 0, number, metric).dropna()
                 offset = (strategies.index(strategy) - middle) * 0.68 / len(strategies)
@@ -102,8 +102,7 @@ def first_and_last(scores: Scores, scenario: str) -> Figure:
                 shown += [before]
             axes.set_xticks(range(len(fields)), [field_title(field) for field in fields])
             axes.set_xlim(-0.6, len(fields) - 0.4)
-            low, high = np.nanmin(shown), np.nanmax(shown) or 1.0
-            axes.set_ylim(low - 0.04 * (high - low), high + 0.08 * (high - low))
+            axes.set_ylim(*_limits(shown))
             axes.grid(axis="x", visible=False)
             axes.tick_params(axis="x", labelsize=8, length=0)
             axes.set_title(_axis_title(metric, of=f"the {task.name}"), fontsize=10)
@@ -156,17 +155,19 @@ def over_tasks(scores: Scores, scenario: str) -> Figure:
     fields, fills = _fields(scores, scenario), _fills(_strategies(scores, scenario))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.2 * len(fields) + 0.5, 3.6), layout="constrained")
-        panels = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0]
+        panels, shown = figure.subplots(1, len(fields), sharey=True, squeeze=False)[0], []
         for axes, field in zip(panels, fields, strict=True):
             for strategy in [s for f, s in scores.of(scenario) if f == field]:
                 each = [scores.seen(scenario, field, strategy, n, 1, metric) for n in numbers]
                 means, ends = [e.mean() for e in each], [mean_interval(e.to_numpy()) for e in each]
+                shown += [value for own in each for value in own]
                 style = marker(field, fills[strategy]) | {"linestyle": "-"}
                 axes.plot(numbers, means, **style, markersize=5, lw=1.2)
                 axes.fill_between(numbers, *zip(*ends, strict=True), color=style["color"],
                                   alpha=0.12, lw=0)  # fmt: skip
             axes.set_title(field_title(field), fontsize=10)
             axes.set_xlabel("tasks learned")
+        panels[0].set_ylim(*_limits(shown))
         panels[0].set_ylabel(_axis_title(metric, of=tasks[0].name))
         _legend(figure, scores, scenario)
     return figure
@@ -247,6 +248,7 @@ def _column(axes: Axes, place: float, values: pd.Series, style: dict) -> None:
 
 
 def _limits(values: Iterable[float]) -> tuple[float, float]:
+    """Of an axis that covers what patients have; the intervals of few of them go far beyond."""
     finite = np.array([v for v in values if np.isfinite(v)])
     if not finite.size:
         return 0.0, 1.0
