@@ -39,3 +39,15 @@ def test_an_axis_covers_the_patients_and_not_all_of_an_interval(tmp_path):
     before = scores.seen("signal_expansion", "siren", "finetune", 1, 1, "psnr").mean()
     low, high = psnr.get_ylim()
     assert mean_interval(own.to_numpy())[0] < low < 0 and own.max() < high < 1.1 * max(*own, before)
+
+
+def test_ten_strategies_beside_fine_tuning_look_different(tmp_path):
+    write_run(tmp_path / "f", "domain_expansion", "siren", "finetune")
+    for weight in range(1, 11):
+        own = ("domain_expansion", "siren", "distillation")
+        write_run(tmp_path / f"d{weight}", *own, weight=float(weight))
+    scores = Scores(per_patient(load_results(finished_runs(tmp_path.glob("*")))))
+    (legend,) = figures.earlier_against_last(scores, "domain_expansion").legends
+    field, *strategies = legend.legend_handles
+    looks = {(own.get_fillstyle(), own.get_markerfacecolor()) for own in strategies}
+    assert len(looks) == len(strategies) == 11

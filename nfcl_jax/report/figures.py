@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -21,7 +21,8 @@ from nfcl_jax.report.statistics import mean_interval
 from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.strategies import strategy_title
 
-FILLS = ("full", "left", "top", "right", "bottom")  # of markers, for strategies in turn
+HALVES = ("full", "left", "top", "right", "bottom")  # of markers
+FAINT = "faint "  # those once more, in a lighter colour
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -204,11 +205,13 @@ def series_title(strategy: str) -> str:
 def marker(field: str, fill: str) -> dict:
     """Open for fine-tuning, full for the first strategy beside it, half for others in turn."""
     look = FIELDS.get(field, Field)
+    colour = np.array(to_rgb(look.colour))
+    colour = to_hex((colour + 1.5) / 2.5 if fill.startswith(FAINT) else colour)
     return {
         "marker": look.marker,
-        "color": look.colour,
-        "fillstyle": "full" if fill == "none" else fill,
-        "markerfacecolor": "white" if fill == "none" else look.colour,
+        "color": colour,
+        "fillstyle": "full" if fill == "none" else fill.removeprefix(FAINT),
+        "markerfacecolor": "white" if fill == "none" else colour,
         "markerfacecoloralt": "white",
         "linestyle": "none",
         "markeredgewidth": 1.4,
@@ -224,7 +227,8 @@ def _axis_title(metric: str, of: str = "") -> str:
 
 def _fills(strategies: Sequence[str]) -> dict[str, str]:
     others = [strategy for strategy in strategies if strategy != BASELINE]
-    return {BASELINE: "none"} | dict(zip(others, itertools.cycle(FILLS), strict=False))
+    looks = itertools.cycle([*HALVES, *(FAINT + half for half in HALVES)])
+    return {BASELINE: "none"} | dict(zip(others, looks, strict=False))
 
 
 def _interval(values: pd.Series) -> np.ndarray:
