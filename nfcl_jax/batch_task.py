@@ -94,12 +94,12 @@ class BatchTask(NamedTuple):
 
     def as_begun(self, scan: Scan, params: Params) -> Params:
         """The parameters that a scan begins the task with: the last task's. DINER that is to
-        `separate_classes` does so for masks of which it knows all frames."""
+        `separate_classes` does so in a task of masks alone, on frames that it knows."""
         *before, new = self.tasks
         known = {frame for task in before for frame in task.frames}
-        masks = [lesson for lesson in new.lessons if lesson.head.kind == "mask"]
-        for head, frames in masks if self.recipe.field.get("separate_classes") else ():
-            if known.issuperset(frames):
+        masks = all(head.kind == "mask" for head, _ in new.lessons) and known.issuperset(new.frames)
+        if self.recipe.field.get("separate_classes") and masks:
+            for head, frames in new.lessons:
                 params = separate_classes(params, frames, scan.values[head.name])
         return params
 

@@ -198,7 +198,7 @@ class DINER(Field):
     Steps over every voxel ask it at `knots` entries and interpolate, see `curve`; 0 asks it at all.
     The layers' `initialisation` is "torch", what PyTorch gives linear layers, or "lecun" with zero
     biases. After "torch" all ReLUs die in some fits, unless the rate of Adam grows slowly at first.
-    It can `separate_classes` before it learns a mask of frames that it knows, see `params`.
+    It can `separate_classes` before it learns masks alone of frames it knows, see `params`.
     """
 
     rows: int = 0

@@ -114,7 +114,9 @@ def metric_title(name: str) -> str:
 
 
 def format_number(metric: str, value: float) -> str:
-    """With the metric's decimals, one of a PSNR, two of others; zero has no sign."""
+    """With the metric's decimals, one of a PSNR, two of others; zero has no sign. "-" if NaN."""
+    if np.isnan(value):
+        return "-"
     decimals = METRICS[metric].decimals if metric in METRICS else 2
     return f"{value:z.{decimals}f}"
 

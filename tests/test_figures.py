@@ -48,6 +48,6 @@ def test_ten_strategies_beside_fine_tuning_look_different(tmp_path):
         write_run(tmp_path / f"d{weight}", *own, weight=float(weight))
     scores = Scores(per_patient(load_results(finished_runs(tmp_path.glob("*")))))
     (legend,) = figures.earlier_against_last(scores, "domain_expansion").legends
-    field, *strategies = legend.legend_handles
+    _, *strategies = legend.legend_handles
     looks = {(own.get_fillstyle(), own.get_markerfacecolor()) for own in strategies}
     assert len(looks) == len(strategies) == 11

@@ -16,8 +16,13 @@ from nfcl_jax.metrics import metric_title
 from nfcl_jax.records import Score
 from nfcl_jax.report.kept import Field, Kept, answer, fields_of, kept_of, means_of
 from nfcl_jax.report.panels import Panel, panel_grid
-from nfcl_jax.report.sequence import _figure_of_pictures, over_tasks, write_sequence_report
-from nfcl_jax.scenarios import Lesson, Task, image_head
+from nfcl_jax.report.sequence import (
+    _all_scores,
+    _figure_of_pictures,
+    over_tasks,
+    write_sequence_report,
+)
+from nfcl_jax.scenarios import Lesson, Task, image_head, mask_head, teach
 
 OTHER = "p2/left,1,cine.nii.gz#3,,10,,\np2/left,2,cine.nii.gz#1,,0,,"
 
@@ -176,3 +181,18 @@ def test_pictures_have_the_proportions_of_their_voxels():
     rows = [("", [Panel("image", np.zeros((20, 64)))])]
     (axes,) = panel_grid(["scan"], rows, (5.0, 1.0)).axes
     assert axes.get_box_aspect() == pytest.approx(64 / 100)
+
+
+def test_scores_of_labels_are_in_order_and_an_empty_mask_has_none(tmp_path):
+    mask = mask_head("lesions", 1, 3, (0, 7, 300))
+    tasks = tuple(teach("lesions", mask, (n,)) for n in (0, 1))
+    values = {1: {"dsc": 0.5, "dsc_300": 0.6, "dsc_7": 0.4, "hd95_7": float("inf")}}
+    values[2] = dict.fromkeys(values[1], float("nan"))  # of the follow-up, where they are gone
+    scores = [Score("p1", "lesions", 2, n, m, v) for n in values for m, v in values[n].items()]
+    record = {"patient": "p1", "image": "scan", "rows": [{"time": 0.0}, {"time": 1.0}]}
+    field = Field(tmp_path, record, {}, tasks, scores, [])
+    table = _all_scores([field])
+    assert list(table)[3:] == ["DSC", "DSC of 7", "HD95 of 7, mm", "DSC of 300"]
+    assert table.iloc[:, 3:].to_numpy().tolist() == [["0.50", "0.40", "inf", "0.60"], ["-"] * 4]
+    (axes,) = over_tasks([field], "mask").axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["1: lesions at 0"]

@@ -30,7 +30,7 @@ from nfcl_jax.loop import Start
 from nfcl_jax.padded import stream
 from nfcl_jax.params import evaluate, separate_classes
 from nfcl_jax.points import VoxelGrid, index_to_coords
-from nfcl_jax.scenarios import MASK, teach
+from nfcl_jax.scenarios import MASK, Task, teach
 from nfcl_jax.strategies.base import Strategy
 from nfcl_jax.strategies.distillation import Teacher, distillation
 from nfcl_jax.strategies.ewc import ewc
@@ -275,7 +275,9 @@ def test_classes_are_moved_apart_on_frames_that_are_known_alone():
     on = {frames: teach("mask", MASK, frames) for frames in ((0,), (0, 1), (1, 2), (3,))}
     for frames in ((1, 2), (3,)):
         assert begun(apart, on[frames]) is before
-    assert begun(apart, FRAMES[2]) is begun(how, on[0,]) is before
+    with_image = Task("both", (*on[0,].lessons, *FRAMES[1].lessons))
+    for task in (FRAMES[2], with_image):
+        assert begun(apart, task) is begun(how, on[0,]) is before
     one, two = (begun(apart, on[frames])["params"]["table"] for frames in ((0,), (0, 1)))
     changed = [(table != before["params"]["table"]).reshape(4, -1).any(1) for table in (one, two)]
     np.testing.assert_array_equal(changed, [[1, 0, 0, 0], [1, 1, 0, 0]])

@@ -103,7 +103,11 @@ def labels_of(
             largest = f"found {np.abs(own).max():.0f}"
             fault(thing.row, f"{thing.file}: labels must be below {EXACT}, {largest}.")
         elif len(own) == 1 and len(known) == 1:
-            fault(thing.row, f"{thing.file}: every voxel is {own[0]:g}, nothing to learn.")
+            fault(
+                thing.row,
+                f"{thing.file}: every voxel is {own[0]:g}, nothing to learn; "
+                "a row without the mask, until one has two labels, would be right.",
+            )
         elif not np.isin(own, known).all():
             new = _listed(np.setdiff1d(own, known))
             fault(

@@ -175,7 +175,10 @@ def _check_affine(name: str, affine: np.ndarray) -> None:
 
 def _check_finite(name: str, data: np.ndarray) -> None:
     if not np.isfinite(data).all():
-        raise DataError(f"{name}: {int((~np.isfinite(data)).sum())} voxels are not finite.")
+        raise DataError(
+            f"{name}: {int((~np.isfinite(data)).sum())} voxels are not finite; "
+            "a number for each, such as 0, would be right."
+        )
 
 
 def _read_header(path: Path) -> tuple[type[nib.Nifti1Image], nib.Nifti1Header, nib.Nifti1Header]:

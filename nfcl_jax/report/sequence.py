@@ -15,7 +15,14 @@ from nfcl_jax.data.table import read_table
 from nfcl_jax.errors import DataError, ReportError, first_line
 from nfcl_jax.fields import field_title
 from nfcl_jax.geometry import radiological
-from nfcl_jax.metrics import format_number, metric_title, metrics_of, predicted
+from nfcl_jax.metrics import (
+    BY_LABEL,
+    METRICS,
+    format_number,
+    metric_title,
+    metrics_of,
+    predicted,
+)
 from nfcl_jax.report import page
 from nfcl_jax.report.drawn import write_figures
 from nfcl_jax.report.figures import STYLE
@@ -107,7 +114,18 @@ def _all_scores(fields: Sequence[Field]) -> pd.DataFrame:
             words = format_number(score.metric, score.value)
             rows.setdefault(place, {})[metric_title(score.metric)] = words
     found = [dict(zip(("patient", "task", "learned"), k, strict=True)) | v for k, v in rows.items()]
-    return pd.DataFrame(found).fillna("")
+    own = {score.metric for field in fields for score in field.scores}
+    titles = [metric_title(metric) for metric in sorted(own, key=_order)]
+    frame = pd.DataFrame(found)
+    return frame[[*frame.columns[:3], *(t for t in titles if t in frame)]].fillna("")
+
+
+def _order(metric: str) -> tuple[int, int, int]:
+    """What all have, then labels by their numbers."""
+    if metric in METRICS:
+        return 0, list(METRICS).index(metric), 0
+    kind, _, label = metric.partition("_")
+    return (1, int(label), list(BY_LABEL).index(kind)) if kind in BY_LABEL else (2, 0, 0)
 
 
 def _read_again(field: Field) -> tuple[Scan | None, list[str]]:
@@ -167,9 +185,10 @@ def over_tasks(fields: Sequence[Field], kind: str) -> Figure:
                 own = {"color": TURNS(turn / len(taught))} if len(taught) > MOST_ROWS else {}
                 after = range(number, len(field.tasks) + 1)
                 values = [field.after(task, number, head) for task in after]
-                points = [(a, v) for a, v in zip(after, values, strict=True) if v is not None]
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, lw=1.3,
-                          label=f"{number}: {title}", **own)  # fmt: skip
+                points = [(a, v) for a, v in zip(after, values, strict=True) if _is_number(v)]
+                if points:
+                    axes.plot(*zip(*points, strict=True), marker="o", markersize=4, lw=1.3,
+                              label=f"{number}: {title}", **own)  # fmt: skip
             axes.set_title(field.name, fontsize=10)
             axes.set_xticks(range(1, len(field.tasks) + 1))
             axes.set_xlabel("tasks learned")
@@ -187,6 +206,10 @@ def over_tasks(fields: Sequence[Field], kind: str) -> Figure:
         for axes in grid.flat[len(fields) :]:
             axes.set_visible(False)
     return figure
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and not np.isnan(value)
 
 
 def _figure_of_pictures(field: Field, scan: Scan | None) -> Iterator[tuple[str, str, Figure]]:
