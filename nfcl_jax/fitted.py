@@ -105,7 +105,7 @@ class FittedField:
         if units not in UNITS:
             raise ValueError(f"units must be one of {', '.join(UNITS)}, got {units!r}.")
         if interpolate and module.on_grid and grid.times is not None:
-            raise ValueError("DINER is not interpolated between the scans of a table.")
+            raise ValueError("DINER is not interpolated in a table's scans that have times.")
         self._module, self._params = module, jax.tree.map(jnp.asarray, params)
         self.shape, self.channels, self.units = tuple(grid.shape), module.channels, units
         self._grid, self._interpolate = grid, interpolate
