@@ -15,6 +15,7 @@ from nfcl_jax.fields import FIELDS
 from nfcl_jax.report.statistics import gap_closed
 from nfcl_jax.report.tables import markdown
 from nfcl_jax.scenarios import SCENARIOS
+from nfcl_jax.strategies import STRATEGIES
 
 PATIENTS = ["patient001", "patient061"]
 OTHERS = ["patient002", "patient003", "patient022", "patient042", "patient090"]
@@ -24,7 +25,7 @@ RUNS |= dict.fromkeys(("recommended", "unseen", "whole_recommended"), "recommend
 
 
 # The rows of the table of strategies: in which folder of runs, and the rest of a cell's name.
-STRATEGIES = {
+ROWS = {
     "`finetune`": ("paper", "finetune"),
     "`distillation`, weight 1": ("paper", "distillation"),
     "`replay`, a tenth of the voxels": ("strategies", "replay"),
@@ -137,7 +138,7 @@ def test_the_tables_of_gaps_are_those_of_their_runs():
 def table_of_twelve_frames():
     rows = []
     for field in ("siren", "diner"):
-        for strategy in ("finetune", "distillation", "joint"):
+        for strategy in STRATEGIES:
             where = "long", "domain_expansion_12", field, "psnr", strategy, ["patient001"]
             psnr = matrix(*where).iloc[0]
             row = {"field": FIELDS[field].title, "strategy": f"`{strategy}`"}
@@ -165,7 +166,7 @@ def test_what_is_said_of_the_mix_is_that_of_its_runs():
 def table_of_strategies():
     rows = []
     for field in ("siren", "diner"):
-        for title, (run, strategy) in STRATEGIES.items():
+        for title, (run, strategy) in ROWS.items():
             psnr = matrix(run, "domain_expansion", field, "psnr", strategy)
             drop = max((psnr[task, task] - psnr[4, task]).max() for task in (1, 2, 3))
             row = {"field": FIELDS[field].title, "strategy": title}
@@ -194,7 +195,7 @@ def table_of_masks():
     of patient001."""
     rows = []
     for field in ("siren", "diner"):
-        for title, (_, strategy) in STRATEGIES.items():
+        for title, (_, strategy) in ROWS.items():
             where = "strategies", "signal_expansion", field
             psnr, dsc = (
                 matrix(*where, m, strategy, ["patient001"]).iloc[0] for m in ("psnr", "dsc")
@@ -274,7 +275,7 @@ def test_the_table_of_costs_is_that_of_the_benchmark():
 @patch.dict(SCENARIOS)  # configs/long.py has more
 def test_the_runs_behind_the_page_are_those_of_its_commands_today(run, recipe, tmp_path):
     config = runpy.run_path(str(REPOSITORY / f"configs/{recipe}.py"))["get_config"]().to_dict()
-    config["strategies"] = "finetune,distillation,joint"
+    config["strategies"] = ",".join(STRATEGIES)
     today = {cell.name: cell.config for cell in make_cells(config, tmp_path)}
     folders = sorted((REPOSITORY / f"docs/reproduction/{run}/cells").iterdir())
     assert folders
