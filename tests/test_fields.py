@@ -193,7 +193,7 @@ def test_a_fields_constants_and_checks_are_those_of_its_class():
         "width": 256, "depth": 3, "time_scale": 1.0, "signed": False, "w0": 5.0,
         "detach_scale": True, "first_bias": 0.0,
     }  # fmt: skip
-    own = {"table_features", "table_range", "knots", "initialisation"}
+    own = {"table_features", "table_range", "knots", "initialisation", "separate_classes"}
     assert constants("diner").keys() == {"width", "depth"} | own
     assert checks("finer")["first_bias"].good(0.0) and not checks("finer")["w0"].good(0.0)
     for name, field in FIELDS.items():

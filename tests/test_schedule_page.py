@@ -2,7 +2,7 @@
 
 import pandas as pd
 from conftest import REPOSITORY
-from test_strategies_page import STRATEGIES, matrix
+from test_strategies_page import ROWS, matrix
 
 from nfcl_jax.config import read_config
 from nfcl_jax.fields import FIELDS
@@ -13,7 +13,7 @@ def table_of_schedules(scenario, what):
     """What patient001's first task has lost at the end, or its last has, at a constant rate -> at
     one that falls."""
     rows = []
-    for title, (run, strategy) in STRATEGIES.items():
+    for title, (run, strategy) in ROWS.items():
         if strategy in ("ewc_weight0.01", "ewc_weight10000"):
             continue
         row = {"strategy": title if strategy.startswith("ewc") else title.split(",")[0]}
