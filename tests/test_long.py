@@ -38,6 +38,7 @@ def test_phases_on_two_grids_are_refused(phantom_root, tmp_path):
         read_image(folder, "phases", 2)
 
 
+@pytest.mark.slow
 def test_twelve_frames_and_a_mix_run_from_their_config(phantom_root, tmp_path):
     done = command(
         "experiments.paper", "--config=configs/long.py", f"--config.data.root={phantom_root}",
