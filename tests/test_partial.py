@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from small import FRAMES, IMAGE_AND_MASK, cohort, distilled, recipe, scans_for, train
+from small import FRAMES, IMAGE_AND_MASK, apart, cohort, distilled, recipe, scans_for, train
 
 from nfcl_jax import batch_task, partial, runner
 from nfcl_jax.batching import device_mesh
@@ -14,11 +14,6 @@ from nfcl_jax.strategies.ewc import ewc
 
 class PowerError(Exception):
     """The power fails."""
-
-
-def apart(name):
-    how = distilled(name, batch_size=0)
-    return how._replace(field=how.field | {"separate_classes": True})
 
 
 @pytest.mark.parametrize(
@@ -33,7 +28,9 @@ def apart(name):
             marks=pytest.mark.slow,
         ),
         pytest.param(recipe("siren", ewc()), IMAGE_AND_MASK, marks=pytest.mark.slow),
-        pytest.param(apart("diner"), IMAGE_AND_MASK, marks=pytest.mark.slow),
+        pytest.param(
+            apart(distilled("diner", batch_size=0)), IMAGE_AND_MASK, marks=pytest.mark.slow
+        ),
         pytest.param(
             distilled("siren", muon_rate=0.01, mask_later_factor=0.5),
             IMAGE_AND_MASK,

@@ -9,6 +9,7 @@ from small import (
     FRAMES,
     IMAGE_AND_MASK,
     SMALL,
+    apart,
     assert_same_results,
     cohort,
     distilled,
@@ -244,8 +245,7 @@ def test_a_strategy_changes_the_gradient_or_the_update_and_its_state_goes_on(on)
 
 
 def test_classes_begin_apart_and_the_teacher_answers_from_where_it_was():
-    scans, how = cohort(1, "ED")[:2], distilled("diner", batch_size=0)
-    how = how._replace(field=how.field | {"separate_classes": True})
+    scans, how = cohort(1, "ED")[:2], apart(distilled("diner", batch_size=0))
     (first,) = train(scans, IMAGE_AND_MASK[:1], how)
     mesh = device_mesh(jax.devices()[:1])
     task = BatchTask(scans, 2, IMAGE_AND_MASK, how, mesh)
@@ -254,10 +254,10 @@ def test_classes_begin_apart_and_the_teacher_answers_from_where_it_was():
     )
     for i, scan in enumerate(scans):
         before = first.learned[scan.name].params
-        apart = separate_classes(before, [0], scan.values["mask"])["params"]["table"]
+        moved = separate_classes(before, [0], scan.values["mask"])["params"]["table"]
         rows = scan.num_voxels
-        np.testing.assert_array_equal(state.params["params"]["table"][i, :rows], apart)
-        assert np.abs(apart - before["params"]["table"]).max() > 1e-4
+        np.testing.assert_array_equal(state.params["params"]["table"][i, :rows], moved)
+        assert np.abs(moved - before["params"]["table"]).max() > 1e-4
         field = task_arguments(task)[0].field.clone(channels=1, rows=rows)
         answers = field.apply(before, jnp.arange(rows))
         np.testing.assert_allclose(teacher.outputs[i, :rows], answers, rtol=1e-6)
@@ -265,7 +265,6 @@ def test_classes_begin_apart_and_the_teacher_answers_from_where_it_was():
 
 def test_classes_are_moved_apart_on_frames_that_are_known_alone():
     (scan, *_), how, mesh = cohort(), recipe("diner"), device_mesh(jax.devices()[:1])
-    apart = how._replace(field=how.field | {"separate_classes": True})
     field = create_field(how.field, 1, 4 * scan.num_voxels)
     before = init_params(field, jax.random.key(0), axes=4)
 
@@ -274,10 +273,10 @@ def test_classes_are_moved_apart_on_frames_that_are_known_alone():
 
     on = {frames: teach("mask", MASK, frames) for frames in ((0,), (0, 1), (1, 2), (3,))}
     for frames in ((1, 2), (3,)):
-        assert begun(apart, on[frames]) is before
+        assert begun(apart(how), on[frames]) is before
     with_image = Task("both", (*on[0,].lessons, *FRAMES[1].lessons))
     for task in (FRAMES[2], with_image):
-        assert begun(apart, task) is begun(how, on[0,]) is before
-    one, two = (begun(apart, on[frames])["params"]["table"] for frames in ((0,), (0, 1)))
+        assert begun(apart(how), task) is begun(how, on[0,]) is before
+    one, two = (begun(apart(how), on[frames])["params"]["table"] for frames in ((0,), (0, 1)))
     changed = [(table != before["params"]["table"]).reshape(4, -1).any(1) for table in (one, two)]
     np.testing.assert_array_equal(changed, [[1, 0, 0, 0], [1, 1, 0, 0]])

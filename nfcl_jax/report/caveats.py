@@ -97,9 +97,10 @@ def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
         values = dict.fromkeys(json.dumps(run.config.get(name)) for run in runs)
         if len(values) > 1:
             found.append(f"Runs differ in {name}: {', '.join(values)}.")
-    for scenario, field in dict.fromkeys((run.config["scenario"], run.field) for run in runs):
-        of_field = [run.config for run in runs if run.field == field]
-        own = [config for config in of_field if config["scenario"] == scenario]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run.config["scenario"], run.field), []).append(run.config)
+    for (scenario, field), own in groups.items():
         for name in (
             "keep_optimiser",
             "batch_size",

@@ -112,12 +112,11 @@ def _all_scores(fields: Sequence[Field]) -> pd.DataFrame:
             number = score.evaluated_task
             place = field.name, number, field.learned(number, score.image)
             words = format_number(score.metric, score.value)
-            rows.setdefault(place, {})[metric_title(score.metric)] = words
+            rows.setdefault(place, {})[score.metric] = words
     found = [dict(zip(("patient", "task", "learned"), k, strict=True)) | v for k, v in rows.items()]
-    own = {score.metric for field in fields for score in field.scores}
-    titles = [metric_title(metric) for metric in sorted(own, key=_order)]
     frame = pd.DataFrame(found)
-    return frame[[*frame.columns[:3], *(t for t in titles if t in frame)]].fillna("")
+    known, metrics = frame.columns[:3], frame.columns[3:]
+    return frame[[*known, *sorted(metrics, key=_order)]].rename(columns=metric_title).fillna("")
 
 
 def _order(metric: str) -> tuple[int, int, int]:
