@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from unittest.mock import patch
 
 # The tests' programs take few steps: they are compiled quickly rather than well.
 flags = ["--xla_backend_optimization_level=0"]
@@ -13,8 +12,6 @@ flags = ["--xla_backend_optimization_level=0"]
 if version("jaxlib").startswith(("0.6.", "0.7.", "0.8.", "0.9.", "0.10.")):
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
-# But for these, of 150 steps.
-WELL = {"xla_backend_optimization_level": 2}
 # Most of their time is compiling: what one process has compiled, no other compiles again.
 CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -32,7 +29,10 @@ if not hasattr(jax, "enable_x64"):  # before JAX 0.8
 
 # Shapes and types in signatures are checked while the tests run.
 _hook = install_import_hook("nfcl_jax", "beartype.beartype")
-import nfcl_jax  # noqa: E402, F401
+from nfcl_jax import batching  # noqa: E402
+
+# But for a run's steps: some tests take 150. Of every test alike, as some compare runs to the bit.
+batching.CPU_OPTIONS["xla_backend_optimization_level"] = 2
 
 
 def pytest_addoption(parser):
@@ -115,7 +115,6 @@ def runs(phantom_root, shared):
 
     from configs import paper as paper_config
     from experiments.launch import grid
-    from nfcl_jax import batching
     from nfcl_jax.data.cohorts import read_cohort
     from nfcl_jax.report.shown import save_shown
     from nfcl_jax.scenarios import SCENARIOS
@@ -139,8 +138,7 @@ def runs(phantom_root, shared):
             done = workdir / "cells"
             missing = [n for n in dict.fromkeys(wanted) if not (done / n / "summary.csv").exists()]
             own = [cells[name] for name in missing]
-            with patch.dict(batching.CPU_OPTIONS, WELL):
-                failed = grid.run_cells(own, cohort, workdir, Console(quiet=True))
+            failed = grid.run_cells(own, cohort, workdir, Console(quiet=True))
         assert not failed
         return workdir / "cells" / wanted[-1]
 
