@@ -32,6 +32,7 @@ class Static(NamedTuple):
       num_steps: of the task.
       steps_per_chunk: so many at most in one call of `fit_steps`.
       batch_size: points per step; 0 is every voxel of the task.
+      in_passes: whether they are drawn in passes over all voxels, not with replacement.
       num_voxels: of one frame, padded: the longest scan's of the batch.
       heads: that are taught.
       num_frames: from the task's first to its last.
@@ -53,6 +54,7 @@ class Static(NamedTuple):
     num_steps: int
     steps_per_chunk: int
     batch_size: int
+    in_passes: bool
     num_voxels: int
     heads: tuple[Head, ...]
     num_frames: int

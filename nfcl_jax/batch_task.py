@@ -37,6 +37,7 @@ class Recipe(NamedTuple):
       schedule: of the rate after that, one of `config.SCHEDULES`.
       num_steps: per task.
       batch_size: points per step; 0 is every voxel.
+      in_passes: whether they are drawn in passes over all voxels, not with replacement.
       scans_per_batch: as `make_batches` takes it; None is what `plan.scans_at_once` says.
       seed: of all random numbers.
     """
@@ -52,6 +53,7 @@ class Recipe(NamedTuple):
     schedule: str
     num_steps: int
     batch_size: int
+    in_passes: bool
     scans_per_batch: int | None
     seed: int
 
@@ -129,6 +131,7 @@ def task_arguments(task: BatchTask) -> tuple[Static, PaddedScan, TaskArrays]:
         num_steps=recipe.num_steps,
         steps_per_chunk=STEPS_PER_CHUNK,
         batch_size=recipe.batch_size,
+        in_passes=recipe.in_passes,
         num_voxels=task.num_voxels,
         heads=tuple(lesson.head for lesson in new.lessons),
         num_frames=new.frames[-1] + 1 - new.frames[0],

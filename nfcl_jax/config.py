@@ -37,6 +37,7 @@ def make_config(scenario: str, field: str, strategy: str) -> dict[str, Any]:
         # Points per step; 0 is every voxel of the task. Its default, and those of the rate and the
         # warm-up, are the field's.
         "batch_size": kind.batch_size,
+        "in_passes": False,  # whether they are drawn in passes over all voxels, or with replacement
         "learning_rate": kind.learning_rate,
         "muon_rate": 0.0,  # of Muon, for matrices but a new mask's outputs; 0: all is Adam's
         "later_factor": 1.0,  # what both are multiplied by in a later task without a new head
@@ -103,7 +104,7 @@ def in_todays_terms(config: Mapping[str, Any]) -> dict[str, Any]:
     rates = {"warmup_steps": 0, "schedule": "constant", "muon_rate": 0.0, "later_factor": 1.0}
     rates["mask_later_factor"] = config.get("later_factor", 1.0)
     factor = {"mask_factor": 1.0} if config["scenario"] == SEQUENCE else {}
-    config = rates | factor | {"keep_optimiser": False} | config
+    config = rates | factor | {"keep_optimiser": False, "in_passes": False} | config
     for strategy, constant in (("ewc", "decay"), ("distillation", "ramp")):
         if isinstance(config.get(strategy), Mapping):
             config[strategy] = {constant: 1.0, **config[strategy]}
@@ -278,21 +279,22 @@ def _incompatible(config: Mapping[str, Any]) -> list[str]:
     tasks = tasks_of(config)
     field, kind = FIELDS[config["field"]["name"]], STRATEGIES[config["strategy"]]
     reason = kind.refuse(constants_of(config), field, tasks)
-    faults = [f"config.{config['strategy']}.{reason}"] if reason else []
-    if config["muon_rate"] and config["keep_optimiser"]:
-        faults.append(
-            "config.keep_optimiser = True needs config.muon_rate = 0: only Adam's moments are kept."
-        )
     one_frame = config["scenario"] != SEQUENCE and num_frames(tasks) == 1
-    if one_frame and config["field"].get("time_scale", 1) != 1:
-        faults.append(
-            f"config.field.time_scale = {config['field']['time_scale']} does nothing: the scenario "
-            "has one frame."
-        )
+    time_scale = config["field"].get("time_scale", 1)
     knots, own = config["field"].get("knots", 0), getattr(field, "knots", 0)
-    if knots not in (0, own) and (config["batch_size"] or config["field"]["table_features"] > 1):
-        faults.append(
-            f"config.field.knots = {knots} does nothing: only steps over every voxel, "
-            "config.batch_size = 0, of one table feature ask at knots."
-        )
-    return faults
+    at_knots = not config["batch_size"] and config["field"].get("table_features") == 1
+    faults = {
+        f"{config['strategy']}.{reason}": reason,
+        "keep_optimiser = True needs config.muon_rate = 0: only Adam's moments are kept.": (
+            config["keep_optimiser"] and config["muon_rate"]
+        ),
+        "in_passes = True does nothing: each step takes every voxel, as config.batch_size = 0.": (
+            config["in_passes"] and not config["batch_size"]
+        ),
+        f"field.time_scale = {time_scale} does nothing: the scenario has one frame.": (
+            one_frame and time_scale != 1
+        ),
+        f"field.knots = {knots} does nothing: only steps over every voxel, config.batch_size = 0, "
+        "of one table feature ask at knots.": knots not in (0, own) and not at_knots,
+    }
+    return [f"config.{fault}" for fault, found in faults.items() if found]

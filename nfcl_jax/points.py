@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt
 
 
 class VoxelGrid(NamedTuple):
@@ -124,13 +124,48 @@ def sample_points(key: Key[Array, ""], num_points: int, ranges: Int[Array, "rang
     nothing for a scan, and is half the program that `jax.random.randint` is.
     """
     bits = jax.random.bits(key, (num_points,), jnp.uint32)
+    total = jnp.sum(ranges[:, 1] - ranges[:, 0]).astype(jnp.uint32)
+    return Points(_of_ranges(bits % total, ranges), jnp.ones(num_points))
+
+
+def spread_points(
+    key: Key[Array, ""],
+    step: Int[Array, ""] | int,
+    num_points: int,
+    ranges: Int[Array, "ranges 2"],
+) -> Points:
+    """`num_points` flat indices of ranges in ascending order, in passes over all of them.
+
+    The N indices are cut into `num_points` strata of N / num_points that follow one another, from a
+    place that each pass draws. A step takes one of each stratum: the next one, from a place that
+    each stratum draws in each pass. So a pass of ceil(N / num_points) steps takes every index once,
+    or, in strata that are one shorter than others, one of them twice. Of fewer indices than
+    `num_points` each is taken as often as the others, or once more.
+    """
     sizes = ranges[:, 1] - ranges[:, 0]
-    place = (bits % jnp.sum(sizes).astype(jnp.uint32)).astype(jnp.int32)
+    total = jnp.sum(sizes).astype(jnp.uint32)
+    short, longer = total // num_points, total % num_points
+    steps = jnp.maximum(short + (longer > 0), 1)
+    step = jnp.uint32(step)
+    bits = jax.random.bits(jax.random.fold_in(key, step // steps), (num_points + 1,), jnp.uint32)
+    stratum = jnp.arange(num_points, dtype=jnp.uint32)
+    first = jnp.where(short > 0, stratum * short + jnp.minimum(stratum, longer), stratum)
+    size = jnp.maximum(short + (stratum < longer), 1)
+    place = first + (bits[1:] % steps + step % steps) % size
+    return Points(_of_ranges((place + bits[0] % total) % total, ranges), jnp.ones(num_points))
+
+
+def _of_ranges(
+    place: UInt[Array, " points"], ranges: Int[Array, "ranges 2"]
+) -> Int[Array, " points"]:
+    """The flat indices of places that are counted from the first range to the last."""
+    place = place.astype(jnp.int32)
     if len(ranges) == 1:
-        return Points(ranges[0, 0] + place, jnp.ones(num_points))
+        return ranges[0, 0] + place
+    sizes = ranges[:, 1] - ranges[:, 0]
     before = jnp.cumsum(sizes) - sizes
     which = jnp.searchsorted(before, place, side="right") - 1
-    return Points(place + (ranges[:, 0] - before)[which], jnp.ones(num_points))
+    return place + (ranges[:, 0] - before)[which]
 
 
 def all_points(num_points: int, ranges: Int[Array, "ranges 2"]) -> Points:
@@ -143,13 +178,16 @@ def all_points(num_points: int, ranges: Int[Array, "ranges 2"]) -> Points:
 
 
 def drawing(
-    batch_size: int, num_points: int, ranges: Int[Array, "ranges 2"]
-) -> Callable[[Key[Array, ""]], Points]:
-    """key -> the points of one step on ranges of flat indices: a sample or, if `batch_size` is 0,
-    every one of them, which `num_points` must cover."""
+    batch_size: int, in_passes: bool, num_points: int, ranges: Int[Array, "ranges 2"]
+) -> Callable[[Key[Array, ""], Any], Points]:
+    """(key of the task, step) -> the points of one step on ranges of flat indices: a sample, with
+    replacement or `in_passes`; if `batch_size` is 0, every one of them, which `num_points` must
+    cover."""
     if batch_size == 0:
-        return lambda key: all_points(num_points, ranges)
-    return lambda key: sample_points(key, batch_size, ranges)
+        return lambda key, step: all_points(num_points, ranges)
+    if in_passes:
+        return lambda key, step: spread_points(key, step, batch_size, ranges)
+    return lambda key, step: sample_points(jax.random.fold_in(key, step), batch_size, ranges)
 
 
 def sample_coords(

@@ -40,6 +40,8 @@ from nfcl_jax.points import Points, take
 from nfcl_jax.records import Losses, PenaltyShare, State
 from nfcl_jax.strategies.base import TaskView, loss_on
 
+REHEARSAL = "rehearsal"  # what a strategy draws; the name is part of every run's random numbers
+
 
 def begin_task(
     static: Static, state: tuple[Params, State], scan: PaddedScan, task: TaskArrays
@@ -129,16 +131,17 @@ def losses_of_step(
     scan, strategy = own.scan, static.strategy
     key = jax.random.fold_in(scan.key, task.number)
     # The names are part of every run's random numbers.
-    fit_key, sample_key = stream(key, "fit"), stream(key, "rehearsal")
+    fit_key, sample_key = stream(key, "fit"), stream(key, REHEARSAL)
     new = taught(static.heads, task.new)
     ranges = grid.index_ranges(new.frames, scan.grid)
-    draw = grid.drawing(static.batch_size, static.num_frames * static.num_voxels, ranges)
+    num_indices = static.num_frames * static.num_voxels
+    draw = grid.drawing(static.batch_size, static.in_passes, num_indices, ranges)
     (head,) = static.heads if len(static.heads) == 1 else (None,)
     as_curve = static.asks_curve and head is not None and head.kind == "mask"
 
     def losses_at(i, of_strategy):
         view = view_of(static, scan, task, own.memory, i)
-        points = draw(jax.random.fold_in(fit_key, i))
+        points = draw(fit_key, i)
         inputs = field_inputs(static.field, points.index, scan.grid)
         sample = None
         if strategy.sample:
@@ -203,15 +206,21 @@ def view_of(
     earlier = taught(static.earlier_heads, task.earlier)
     ranges = grid.index_ranges(earlier.frames, scan.grid)
     num_indices = static.num_earlier_frames * static.num_voxels
+    key = jax.random.fold_in(scan.key, task.number)
+
+    def draw(ranges=ranges):
+        own = grid.drawing(static.batch_size, static.in_passes, num_indices, ranges)
+        return own(stream(key, REHEARSAL), step)
+
     return TaskView(
         field=static.field,
         scan=scan,
-        key=jax.random.fold_in(scan.key, task.number),
+        key=key,
         new=taught(static.heads, task.new),
         previous=taught(static.previous_heads, task.previous),
         earlier=earlier,
         revisits=static.revisits,
-        draw=grid.drawing(static.batch_size, num_indices, ranges),
+        draw=draw,
         num_indices=num_indices,
         stop_index=task.stop_earlier,
         points_evaluated=static.num_steps * (static.batch_size or num_indices),

@@ -29,6 +29,7 @@ def recipe(name="siren", strategy=FINETUNE, **changes):
         "keep_optimiser": False,
         "num_steps": 12,
         "batch_size": 64,
+        "in_passes": False,
     }
     constants |= {"scans_per_batch": None, "seed": 0} | changes
     return Recipe(field={"name": name, **SMALL}, strategy=strategy, **constants)

@@ -97,6 +97,7 @@ def test_a_config_of_an_earlier_version_is_read_in_todays_terms():
         "field": {k: v for k, v in config["field"].items() if k not in ("time_scale", "signed")}
     }
     assert in_todays_terms(early) == config
+    assert in_todays_terms({k: v for k, v in early.items() if k != "in_passes"}) == config
     early["field"]["centred"] = False
     assert in_todays_terms(early) == config
     early["field"]["centred"] = True  # whose output layer began elsewhere
@@ -123,6 +124,10 @@ def test_a_value_that_would_do_nothing_is_refused(tmp_path):
                 check_config(config)
         else:
             check_config(config)
+    passes = make_config("domain_expansion", "siren", "finetune") | {"in_passes": True}
+    check_config(passes)
+    with pytest.raises(ConfigError, match=r"in_passes = True does nothing: each step takes every"):
+        check_config(passes | {"batch_size": 0})
     scaled = make_config("signal_expansion", "siren", "finetune")
     scaled["field"]["time_scale"] = 0.2
     with pytest.raises(ConfigError, match=r"time_scale = 0\.2 does nothing: the scenario has"):

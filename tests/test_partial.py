@@ -32,7 +32,7 @@ class PowerError(Exception):
             apart(distilled("diner", batch_size=0)), IMAGE_AND_MASK, marks=pytest.mark.slow
         ),
         pytest.param(
-            distilled("siren", muon_rate=0.01, mask_later_factor=0.5),
+            distilled("siren", muon_rate=0.01, mask_later_factor=0.5, in_passes=True),
             IMAGE_AND_MASK,
             marks=pytest.mark.slow,
         ),

@@ -56,6 +56,36 @@ def test_samples_are_uniform_over_the_ranges_and_never_outside(ranges):
     assert (points.weights == 1).all()
 
 
+@pytest.mark.parametrize("num_points", [1, 7, 10, 29, 30, 31, 75])
+@pytest.mark.parametrize("ranges", [[[7, 37]], [[7, 9], [20, 25], [30, 53]]])
+def test_a_pass_takes_every_index_of_the_ranges(ranges, num_points):
+    """Once if it can, and else once more at most in a step of so few indices, or in a pass."""
+    wanted = np.concatenate([np.arange(*own) for own in ranges])
+    steps = -(-30 // num_points)
+    passes = []
+    for step in range(3 * steps):
+        points = grid.spread_points(jax.random.key(0), step, num_points, jnp.array(ranges))
+        assert points.index.shape == (num_points,) and (points.weights == 1).all()
+        passes.append(points.index)
+    passes = np.concatenate(passes).reshape(3, -1)
+    for own in passes:
+        values, counts = np.unique(own, return_counts=True)
+        np.testing.assert_array_equal(values, wanted)
+        least = max(num_points // 30, 1)
+        assert set(counts) <= ({1} if 30 % num_points == 0 else {least, least + 1})
+    assert num_points == 1 or not np.array_equal(passes[0], passes[1])
+
+
+def test_passes_take_every_index_equally_often():
+    """Where strata differ in length, too: by chance those of one are taken twice in a pass."""
+    of_step = jax.vmap(
+        lambda step: grid.spread_points(jax.random.key(0), step, 7, jnp.array([[5, 14]])).index
+    )
+    values, counts = np.unique(of_step(jnp.arange(20_000)), return_counts=True)
+    np.testing.assert_array_equal(values, np.arange(5, 14))
+    assert np.abs(counts / counts.mean() - 1).max() < 0.03
+
+
 def test_all_points_are_each_weighted_once():
     points = grid.all_points(8, jnp.array([[10, 15]]))
     np.testing.assert_array_equal(points.index[points.weights > 0], np.arange(10, 15))

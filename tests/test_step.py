@@ -35,6 +35,7 @@ from nfcl_jax.scenarios import MASK, Task, teach
 from nfcl_jax.strategies.base import Strategy
 from nfcl_jax.strategies.distillation import Teacher, distillation
 from nfcl_jax.strategies.ewc import ewc
+from nfcl_jax.strategies.replay import joint, replay
 
 
 def test_the_first_step_is_adams_on_the_mean_huber_loss_of_the_volume():
@@ -114,6 +115,20 @@ def test_a_step_on_every_voxel_asks_none_twice(name):
     for tasks, recipe_ in ((IMAGE_AND_MASK, distilled(name)), (FRAMES[:2], how)):
         task = BatchTask(scans_for(tasks)[:1], 1, tasks, recipe_, mesh)
         assert not task_arguments(task)[0].revisits
+
+
+@pytest.mark.parametrize("strategy", [distillation(), joint(), replay(fraction=1.0)])
+def test_a_pass_of_one_step_is_a_step_on_every_voxel(strategy):
+    """Of the new frame and, by what a strategy draws there, of the earlier one."""
+    scan = make_scan("patient0", (7, 8, 2))
+    how = recipe("siren", strategy, num_steps=6, batch_size=7 * 8 * 2, learning_rate=1e-4)
+    every, passes, drawn = (
+        params_of(train([scan], FRAMES[:2], how._replace(**own))[1])
+        for own in ({"batch_size": 0}, {"in_passes": True}, {})
+    )
+    for a, b, c in zip(*map(jax.tree.leaves, (every, passes, drawn)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6)
+        assert not np.allclose(a, c, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["siren", pytest.param("diner", marks=pytest.mark.slow)])

@@ -104,6 +104,7 @@ def _differing_settings(runs: Sequence[FinishedRun]) -> list[str]:
         for name in (
             "keep_optimiser",
             "batch_size",
+            "in_passes",
             "learning_rate",
             "muon_rate",
             "later_factor",
