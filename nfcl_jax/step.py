@@ -208,7 +208,10 @@ def view_of(
     num_indices = static.num_earlier_frames * static.num_voxels
     key = jax.random.fold_in(scan.key, task.number)
 
-    def draw(ranges=ranges):
+    def draw(key_of_step, ranges=ranges):
+        if static.batch_size and not static.in_passes:
+            # Not by `own`: programs of one and of two devices then differ in the last bit.
+            return grid.sample_points(key_of_step, static.batch_size, ranges)
         own = grid.drawing(static.batch_size, static.in_passes, num_indices, ranges)
         return own(stream(key, REHEARSAL), step)
 
