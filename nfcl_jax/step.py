@@ -40,7 +40,7 @@ from nfcl_jax.points import Points, take
 from nfcl_jax.records import Losses, PenaltyShare, State
 from nfcl_jax.strategies.base import TaskView, loss_on
 
-REHEARSAL = "rehearsal"  # what a strategy draws; the name is part of every run's random numbers
+REHEARSAL = "rehearsal"  # what a strategy draws
 
 
 def begin_task(
@@ -134,8 +134,8 @@ def losses_of_step(
     fit_key, sample_key = stream(key, "fit"), stream(key, REHEARSAL)
     new = taught(static.heads, task.new)
     ranges = grid.index_ranges(new.frames, scan.grid)
-    num_indices = static.num_frames * static.num_voxels
-    draw = grid.drawing(static.batch_size, static.in_passes, num_indices, ranges)
+    cover = static.num_frames * static.num_voxels
+    draw = grid.drawing(static.batch_size, static.in_passes, cover, ranges)
     (head,) = static.heads if len(static.heads) == 1 else (None,)
     as_curve = static.asks_curve and head is not None and head.kind == "mask"
 
@@ -210,7 +210,6 @@ def view_of(
 
     def draw(key_of_step, ranges=ranges):
         if static.batch_size and not static.in_passes:
-            # Not by `own`: programs of one and of two devices then differ in the last bit.
             return grid.sample_points(key_of_step, static.batch_size, ranges)
         own = grid.drawing(static.batch_size, static.in_passes, num_indices, ranges)
         return own(stream(key, REHEARSAL), step)
