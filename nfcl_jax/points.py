@@ -124,13 +124,8 @@ def sample_points(key: Key[Array, ""], num_points: int, ranges: Int[Array, "rang
     nothing for a scan, and is half the program that `jax.random.randint` is.
     """
     bits = jax.random.bits(key, (num_points,), jnp.uint32)
-    sizes = ranges[:, 1] - ranges[:, 0]
-    place = (bits % jnp.sum(sizes).astype(jnp.uint32)).astype(jnp.int32)
-    if len(ranges) == 1:
-        return Points(ranges[0, 0] + place, jnp.ones(num_points))
-    before = jnp.cumsum(sizes) - sizes
-    which = jnp.searchsorted(before, place, side="right") - 1
-    return Points(place + (ranges[:, 0] - before)[which], jnp.ones(num_points))
+    total = jnp.sum(ranges[:, 1] - ranges[:, 0]).astype(jnp.uint32)
+    return Points(_of_ranges(bits % total, ranges), jnp.ones(num_points))
 
 
 def spread_points(
