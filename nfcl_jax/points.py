@@ -100,7 +100,10 @@ def index_to_coords(index: Int[Array, " points"], grid: VoxelGrid) -> Float[Arra
             break
         # Not `%` and `//`, which take pains over negative numbers.
         position = jax.lax.rem(index, size)
-        positions.insert(0, 2.0 * position / jnp.maximum(size - 1, 1) - jnp.where(size > 1, 1, 0))
+        # Times the spacing: a division XLA may make this of or not, so that the last bit would
+        # depend on the program around it, such as on its number of devices.
+        spacing = 2.0 / jnp.maximum(size - 1, 1)
+        positions.insert(0, position * spacing - jnp.where(size > 1, 1, 0))
         index = jax.lax.div(index, size)
     time_last = positions[-3:][: grid.space] + positions[:-3]
     return jnp.stack(time_last, axis=-1).astype(jnp.float32)

@@ -208,9 +208,7 @@ def view_of(
     num_indices = static.num_earlier_frames * static.num_voxels
     key = jax.random.fold_in(scan.key, task.number)
 
-    def draw(key_of_step, ranges=ranges):
-        if static.batch_size and not static.in_passes:  # by `own`, two devices round otherwise
-            return grid.sample_points(key_of_step, static.batch_size, ranges)
+    def draw(ranges=ranges):
         own = grid.drawing(static.batch_size, static.in_passes, num_indices, ranges)
         return own(stream(key, REHEARSAL), step)
 

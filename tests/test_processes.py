@@ -19,6 +19,7 @@ from nfcl_jax import checkpoints, processes
 SMALL = [
     f"--config={REPOSITORY}/configs/domain_expansion.py:siren,distillation",
     *("--config.num_steps=60", "--config.batch_size=64", "--config.field.width=16"),
+    "--config.in_passes",
 ]
 
 

@@ -36,7 +36,7 @@ def make_view(field, heads=(IMAGE,), frames=((0, 2),), points_evaluated=10**6):
         new=Taught((Domain(IMAGE, jnp.array([[2, 3]])),), jnp.array([[2, 3]])),
         previous=Taught(domains[-1:], frames[-1]),
         earlier=Taught(domains, of_all),
-        draw=lambda key, ranges=ranges: grid.sample_points(key, 64, ranges),
+        draw=lambda ranges=ranges: grid.sample_points(jax.random.key(6), 64, ranges),
         revisits=False,
         num_indices=4 * VOXELS,
         stop_index=ranges[0, 1],

@@ -81,7 +81,7 @@ class TaskView(NamedTuple):
       previous: what the last one did.
       earlier: what all earlier ones did.
       revisits: whether the points of each step are every voxel of all earlier tasks too.
-      draw: (key of the step, ranges) -> its points there; by default of all earlier tasks.
+      draw: ranges -> the step's points there; by default of all earlier tasks.
       num_indices: so many flat indices, from 0, cover that domain in every scan of the batch.
       stop_index: and so many in the largest of them, where rendering may stop.
       points_evaluated: so many points are asked during the whole task.
@@ -159,10 +159,10 @@ class StrategyKind(NamedTuple):
     needs_data: bool = False
 
 
-def rehearsed(view: TaskView, new: Points, key: Key[Array, ""]) -> tuple[Points, bool]:
+def rehearsed(view: TaskView, new: Points) -> tuple[Points, bool]:
     """Points of the earlier domain for one step, and whether they are the new task's: where each
     step asks every voxel of both."""
-    return (new, True) if view.revisits else (view.draw(key), False)
+    return (new, True) if view.revisits else (view.draw(), False)
 
 
 def loss_on_earlier(

@@ -60,12 +60,12 @@ def distillation(weight: float = 1.0, points: str = "voxels", ramp: float = 1.0)
 
     def sample(view: TaskView, state: dict, new: grid.Points, key) -> Sample:
         if points == "voxels":
-            drawn, shared = rehearsed(view, new, key)
+            drawn, shared = rehearsed(view, new)
         elif points == "detailed":
             drawn, shared = _detailed(view, new.index.size, key), False
         else:
             shared = points == "shared"
-            drawn = new if shared else view.draw(key)
+            drawn = new if shared else view.draw()
         if points == "continuous":
             space_key = jax.random.fold_in(key, 1)
             inputs = grid.sample_coords(space_key, drawn, view.scan.grid)

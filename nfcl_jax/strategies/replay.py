@@ -47,7 +47,7 @@ def joint(weight: float = 1.0) -> Strategy:
     """
 
     def sample(view: TaskView, state: dict, new: grid.Points, key) -> Sample:
-        drawn, own = rehearsed(view, new, key)
+        drawn, own = rehearsed(view, new)
         inputs = None if own else field_inputs(view.field, drawn.index, view.scan.grid)
         return Sample(inputs, drawn, None)
 
@@ -87,7 +87,7 @@ def replay(weight: float = 1.0, fraction: float = 0.1) -> Strategy:
             count = jnp.sum(kept.weights).astype(jnp.int32)
             first = jnp.argmax(kept.weights)
             ranges = jnp.stack([first, first + count])[None]
-            chosen = view.draw(key, ranges)
+            chosen = view.draw(ranges)
             drawn = grid.Points(kept.index[chosen.index], chosen.weights)
         return Sample(field_inputs(view.field, drawn.index, view.scan.grid), drawn, None)
 
