@@ -202,6 +202,11 @@ def test_times_that_float32_does_not_tell_apart_are_a_fault(folder):
 
 
 FAULTS = {
+    "frames of a file": (
+        "t2.nii.gz",
+        "cine.nii.gz#1-3",
+        "cine.nii.gz#1-3: missing; cine.nii.gz is there, of which #1 would be one frame.",
+    ),
     "a missing file": ("t2.nii.gz", "no.nii.gz", "line 3: {folder}/no.nii.gz: missing"),
     "a frame too many": ("#3", "#4", "line 5: {folder}/cine.nii.gz: has 3 frames, frame 4"),
     "a whole cine": (
