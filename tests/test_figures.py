@@ -1,5 +1,8 @@
 """What the figures of a grid name and group; test_report.py has their numbers."""
 
+import itertools
+
+import pytest
 from made_up import write_run
 
 from nfcl_jax.report import figures
@@ -22,6 +25,19 @@ def test_figures_have_one_row_for_a_strategy_whose_weight_each_field_chooses(tmp
     write_run(tmp_path / "another", "domain_expansion", "siren", "distillation", weight=10)
     names = ["fine-tuned", "distilled, weight 7", "distilled, weight 10", "distilled"]
     assert sorted(rows()) == sorted(f"{name}\nafter task" for name in names)
+
+
+@pytest.mark.parametrize("fields", [["siren"], ["siren", "finer", "diner"]])
+def test_no_word_of_the_matrices_is_cut(fields, tmp_path):
+    for field, strategy in itertools.product(fields, ("finetune", "distillation")):
+        write_run(tmp_path / f"{field}-{strategy}", "domain_expansion", field, strategy)
+    patients = per_patient(load_results(finished_runs(tmp_path.glob("*"))))
+    figure = figures.task_matrix(Scores(patients), "domain_expansion")
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        drawn = axes.get_tightbbox()
+        assert drawn.x0 >= 0 and drawn.y0 >= 0
+        assert drawn.x1 <= figure.bbox.x1 and drawn.y1 <= figure.bbox.y1
 
 
 def test_an_axis_covers_the_patients_and_not_all_of_an_interval(tmp_path):

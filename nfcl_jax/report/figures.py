@@ -130,9 +130,9 @@ def task_matrix(scores: Scores, scenario: str) -> Figure:
     finite = [value for m in matrices.values() for value in m[np.isfinite(m)]] or [0.0, 1.0]
     colours = ScalarMappable(Normalize(min(finite), max(finite)), "viridis")
     with mpl.rc_context(STYLE | {"axes.grid": False}):
-        figure = Figure(
-            figsize=(1.9 * len(fields) + 0.9, 1.9 * len(strategies) + 0.6), layout="constrained"
-        )
+        size_of_figure = 1.9 * len(fields) + 0.9, 1.9 * len(strategies) + 0.6
+        # For panels of a fixed shape; "constrained" cuts the titles of a column's rows.
+        figure = Figure(figsize=size_of_figure, layout="compressed")
         grid = figure.subplots(len(strategies), len(fields), squeeze=False)
         for (i, j), axes in np.ndenumerate(grid):
             matrix = matrices.get((fields[j], strategies[i]), np.full((size, size), np.nan))
