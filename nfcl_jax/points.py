@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt
 
+SHUFFLE_ROUNDS = 12
+
 
 class VoxelGrid(NamedTuple):
     """The grid of a scan, without what places it in the scanner.
@@ -140,22 +142,46 @@ def spread_points(
     """`num_points` flat indices of ranges in ascending order, in passes over all of them.
 
     The N indices are cut into `num_points` strata of N / num_points that follow one another, from a
-    place that each pass draws. A step takes one of each stratum: the next one, from a place that
-    each stratum draws in each pass. So a pass of ceil(N / num_points) steps takes every index once,
-    or, in strata that are one shorter than others, one of them twice. Of fewer indices than
-    `num_points` each is taken as often as the others, or once more.
+    place that each pass draws. A step takes one of each stratum, in an order that is drawn for each
+    stratum and pass: to an optimiser that averages gradients, neighbours in turn would be much the
+    same. So a pass of ceil(N / num_points) steps takes every index once, or, in strata that are one
+    shorter than others, one of them twice. Of fewer indices than `num_points` each is taken as
+    often as the others, or once more.
     """
     sizes = ranges[:, 1] - ranges[:, 0]
     total = jnp.sum(sizes).astype(jnp.uint32)
     short, longer = total // num_points, total % num_points
     steps = jnp.maximum(short + (longer > 0), 1)
     step = jnp.uint32(step)
-    bits = jax.random.bits(jax.random.fold_in(key, step // steps), (num_points + 1,), jnp.uint32)
+    drawn = jax.random.bits(jax.random.fold_in(key, step // steps), (num_points + 1,), jnp.uint32)
     stratum = jnp.arange(num_points, dtype=jnp.uint32)
     first = jnp.where(short > 0, stratum * short + jnp.minimum(stratum, longer), stratum)
     size = jnp.maximum(short + (stratum < longer), 1)
-    place = first + (bits[1:] % steps + step % steps) % size
-    return Points(_of_ranges((place + bits[0] % total) % total, ranges), jnp.ones(num_points))
+    place = first + shuffled(step % steps % size, size, drawn[1:])
+    return Points(_of_ranges((place + drawn[0] % total) % total, ranges), jnp.ones(num_points))
+
+
+def shuffled(
+    place: UInt[Array, " points"], size: UInt[Array, " points"], key: UInt[Array, " points"]
+) -> UInt[Array, " points"]:
+    """Where each place, of 0 to size - 1, goes in a random order of them: a permutation for each
+    key, of any size, without a table. It is the swap-or-not shuffle (Hoang, Morris and Rogaway,
+    CRYPTO 2012): in each round a place and its mirror image change places or not, by a bit that
+    both have in common."""
+    for _ in range(SHUFFLE_ROUNDS):
+        key = _mixed(key + jnp.uint32(0x9E3779B9))
+        mirror = key % size
+        mirror = jnp.where(mirror >= place, mirror - place, mirror + size - place)
+        swapped = _mixed(jnp.maximum(place, mirror) ^ key) >> 31
+        place = jnp.where(swapped == 1, mirror, place)
+    return place
+
+
+def _mixed(bits: UInt[Array, " points"]) -> UInt[Array, " points"]:
+    """Other 32 bits, each of which depends on all: the last steps of MurmurHash3."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
 
 
 def _of_ranges(

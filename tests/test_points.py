@@ -76,6 +76,26 @@ def test_a_pass_takes_every_index_of_the_ranges(ranges, num_points):
     assert num_points == 1 or not np.array_equal(passes[0], passes[1])
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 20, 160])
+def test_a_shuffle_is_a_permutation_and_each_place_goes_anywhere(size):
+    count = 20_000
+    keys = jax.random.bits(jax.random.key(1), (count,), jnp.uint32)
+    places = jnp.arange(size, dtype=jnp.uint32)[:, None]
+    shape = (size, count)
+    flat = [jnp.broadcast_to(x, shape).ravel() for x in (places, jnp.uint32(size), keys)]
+    moved = np.asarray(grid.shuffled(*flat)).reshape(shape).astype(int)
+    assert (np.sort(moved, axis=0) == np.arange(size)[:, None]).all()
+    expected = count / size
+    for own in (moved[0], moved[-1], moved[size // 2]):
+        counts = np.bincount(own, minlength=size)
+        assert np.abs(counts - expected).max() <= 5 * np.sqrt(expected)
+    if size > 2:  # nor are two neighbours any nearer to each other than two others
+        apart = np.bincount((moved[1] - moved[0]) % size, minlength=size)
+        expected = count / (size - 1)
+        assert apart[0] == 0
+        assert np.abs(apart[1:] - expected).max() <= 6 * np.sqrt(expected)
+
+
 def test_passes_take_every_index_equally_often():
     """Where strata differ in length, too: by chance those of one are taken twice in a pass."""
     of_step = jax.vmap(
