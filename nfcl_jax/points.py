@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt
 
-SHUFFLE_ROUNDS = 12
+SHUFFLE_ROUNDS = 12  # then two neighbours may lie anywhere
 
 
 class VoxelGrid(NamedTuple):
