@@ -19,7 +19,6 @@ from nfcl_jax import checkpoints, processes
 SMALL = [
     f"--config={REPOSITORY}/configs/domain_expansion.py:siren,distillation",
     *("--config.num_steps=60", "--config.batch_size=64", "--config.field.width=16"),
-    "--config.in_passes",
 ]
 
 
@@ -96,6 +95,15 @@ def test_two_processes_leave_what_one_does(one, phantom_root, tmp_path):
         assert_same(tmp_path / after, one)
         folder = checkpoints.checkpoint_path(tmp_path / after, 4)
         assert len(list(folder.glob("part_*"))) == 3
+
+
+def test_two_devices_leave_what_one_does_by_points_in_passes_too(phantom_root, tmp_path):
+    flags = [*SMALL, f"--config.data.root={phantom_root}", "--config.in_passes"]
+    runs = [start(tmp_path / str(n), *flags, count=1, devices=n) for n in (1, 2)]
+    for running in runs:
+        codes, said = ended(running)
+        assert codes == [0], said
+    assert_same(tmp_path / "2", tmp_path / "1")
 
 
 def test_a_fault_of_one_process_is_told_by_all(phantom_root, tmp_path):

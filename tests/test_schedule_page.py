@@ -9,6 +9,11 @@ from nfcl_jax.fields import FIELDS
 from nfcl_jax.report.tables import markdown
 
 STORED = REPOSITORY / "docs/reproduction"
+COORDINATES = ("pe_relu", "siren", "finer")
+
+
+def arrows(*both, digits=1):
+    return " → ".join(f"{value:.{digits}f}" for value in both)
 
 
 def table_of_schedules(scenario, what):
@@ -27,16 +32,9 @@ def table_of_schedules(scenario, what):
                 psnr = matrix(own, scenario, field, "psnr", strategy, ["patient001"]).iloc[0]
                 last = max(task for task, _ in psnr.index)
                 both.append(psnr[last, last] if what == "last" else psnr[1, 1] - psnr[last, 1])
-            row[FIELDS[field].title] = " → ".join(f"{value:.1f}" for value in both)
+            row[FIELDS[field].title] = arrows(*both)
         rows.append(row)
     return markdown(pd.DataFrame(rows))
-
-
-COORDINATES = ("pe_relu", "siren", "finer")
-
-
-def arrows(*both):
-    return " → ".join(f"{value:.1f}" for value in both)
 
 
 def table_of_passes_by_adam():
@@ -91,8 +89,7 @@ def table_of_passes_by_muon():
             ("last frame", (4, 4)),
         ):
             row[name] = arrows(*(psnr[place].mean() for psnr in both))
-        drops = " → ".join(f"{largest_drop(psnr):.2f}" for psnr in both)
-        rows.append(row | {"largest drop": drops})
+        rows.append(row | {"largest drop": arrows(*map(largest_drop, both), digits=2)})
     return markdown(pd.DataFrame(rows))
 
 

@@ -80,8 +80,8 @@ def _missing(path: Path) -> str:
         return f"{path}: missing; folders are separated by / here."
     if not path.parent.is_dir():
         return f"{path}: missing; there is no folder {path.parent}."
-    name, _, frame = path.name.partition("#")
-    if frame and (path.parent / name).is_file():
+    name, mark, _ = path.name.rpartition("#")
+    if mark and (path.parent / name).is_file():
         return f"{path}: missing; {name} is there, of which #1 would be one frame."
     near = {path.name.lower(), path.name.lower().removesuffix(".gz")}
     others = [other.name for other in path.parent.iterdir() if other.name.lower() in near]
