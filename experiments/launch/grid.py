@@ -85,13 +85,8 @@ def _run_grid(config, cells: list[Cell], workdir: Path, console: Console, others
     for line in taken:
         console.print(line, markup=False)
     refuse_other_cells(cells, workdir, cohort)
-    idle = [
-        word
-        for word in split_words(config["overrides"])
-        if not any(words.is_for(word, cell.name, cell.config) for cell in cells)
-    ]
-    if idle:
-        console.print(f"config.overrides of no cell in this grid: {', '.join(idle)}", markup=False)
+    if idle := overrides_of_none(config["overrides"], cells):
+        console.print(f"config.overrides of no cell: {', '.join(idle)}", markup=False)
     save_shown(workdir, [scan for s in scans.values() for scan in s], shown)
     with log_to_screen(console, logging.WARNING), stopping(workdir) as asked_to_stop:
         failed = run_cells(cells, cohort, workdir, console, asked_to_stop)
@@ -156,6 +151,24 @@ def run_cells(
                 seconds = f"{time.monotonic() - started:.0f} s"
                 bar.bar.print(f"{title}: {seconds if sum(work[cell.name]) else 'done before'}")
     return failed
+
+
+def overrides_of_none(overrides: str, cells: Iterable[Cell]) -> list[str]:
+    """The words of `config.overrides` that are for no cell, nor for one with another scenario,
+    field or strategy, which the grid may leave out."""
+    cells = list(cells)
+    could_be = [
+        f"{scenario}-{field}-{strategy}-seed{seed}"
+        for scenario, field, strategy in itertools.product(SCENARIOS, FIELDS, STRATEGIES)
+        for seed in {cell.config["seed"] for cell in cells}
+    ]
+    return [
+        word
+        for word in split_words(overrides)
+        if not any(words.is_for(word, cell.name, cell.config) for cell in cells)
+        and word.partition(":")[0] not in FIELDS
+        and not words.matching(could_be, [word.partition(":")[0]])
+    ]
 
 
 def take_finished(
