@@ -5,7 +5,7 @@ A scan's voxels are numbered by one flat index in C order over its grid: (x, y, 
 static tuples, which lets patients of different shapes share one compiled program.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -206,17 +206,22 @@ def all_points(num_points: int, ranges: Int[Array, "ranges 2"]) -> Points:
     return Points(index, known.astype(jnp.float32), start)
 
 
-def drawing(
-    batch_size: int, in_passes: bool, num_points: int, ranges: Int[Array, "ranges 2"]
-) -> Callable[[Key[Array, ""], Any], Points]:
-    """(key of the task, step) -> the points of one step on ranges of flat indices: a sample, with
+def points_of_step(
+    key: Key[Array, ""],
+    step: Int[Array, ""] | int,
+    batch_size: int,
+    in_passes: bool,
+    num_points: int,
+    ranges: Int[Array, "ranges 2"],
+) -> Points:
+    """The points of one step on ranges of flat indices, by the key of the task: a sample, with
     replacement or `in_passes`; if `batch_size` is 0, every one of them, which `num_points` must
     cover."""
     if batch_size == 0:
-        return lambda key, step: all_points(num_points, ranges)
+        return all_points(num_points, ranges)
     if in_passes:
-        return lambda key, step: spread_points(key, step, batch_size, ranges)
-    return lambda key, step: sample_points(jax.random.fold_in(key, step), batch_size, ranges)
+        return spread_points(key, step, batch_size, ranges)
+    return sample_points(jax.random.fold_in(key, step), batch_size, ranges)
 
 
 def sample_coords(

@@ -135,13 +135,13 @@ def losses_of_step(
     new = taught(static.heads, task.new)
     ranges = grid.index_ranges(new.frames, scan.grid)
     cover = static.num_frames * static.num_voxels
-    draw = grid.drawing(static.batch_size, static.in_passes, cover, ranges)
     (head,) = static.heads if len(static.heads) == 1 else (None,)
     as_curve = static.asks_curve and head is not None and head.kind == "mask"
 
     def losses_at(i, of_strategy):
         view = view_of(static, scan, task, own.memory, i)
-        points = draw(fit_key, i)
+        how = static.batch_size, static.in_passes, cover, ranges
+        points = grid.points_of_step(fit_key, i, *how)
         inputs = field_inputs(static.field, points.index, scan.grid)
         sample = None
         if strategy.sample:
@@ -209,8 +209,8 @@ def view_of(
     key = jax.random.fold_in(scan.key, task.number)
 
     def draw(ranges=ranges):
-        own = grid.drawing(static.batch_size, static.in_passes, num_indices, ranges)
-        return own(stream(key, REHEARSAL), step)
+        how = static.batch_size, static.in_passes, num_indices, ranges
+        return grid.points_of_step(stream(key, REHEARSAL), step, *how)
 
     return TaskView(
         field=static.field,
