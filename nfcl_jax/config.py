@@ -288,9 +288,6 @@ def _incompatible(config: Mapping[str, Any]) -> list[str]:
         "keep_optimiser = True needs config.muon_rate = 0: only Adam's moments are kept.": (
             config["keep_optimiser"] and config["muon_rate"]
         ),
-        "in_passes = True does nothing: each step takes every voxel, as config.batch_size = 0.": (
-            config["in_passes"] and not config["batch_size"]
-        ),
         f"field.time_scale = {time_scale} does nothing: the scenario has one frame.": (
             one_frame and time_scale != 1
         ),
