@@ -10,7 +10,7 @@ from nfcl_jax.checks import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, Check, one_of, s
 from nfcl_jax.data.cohorts import DATASETS, INTENSITY_RANGES
 from nfcl_jax.errors import ConfigError, RunError, look_up
 from nfcl_jax.fields import FIELDS
-from nfcl_jax.scenarios import SEQUENCE, all_scenarios, num_frames, tasks_of
+from nfcl_jax.scenarios import SEQUENCE, all_scenarios, heads_of, num_frames, tasks_of
 from nfcl_jax.storage import read_json
 from nfcl_jax.strategies import STRATEGIES
 
@@ -274,12 +274,14 @@ def _checks(config: Mapping[str, Any]) -> Iterator[tuple[str, Check]]:
 
 
 def _incompatible(config: Mapping[str, Any]) -> list[str]:
-    """Why a strategy's constants, the field and the tasks do not go together, or a value would do
-    nothing."""
+    """Why strategy, field and tasks do not go together, or a value would do nothing."""
     tasks = tasks_of(config)
     field, kind = FIELDS[config["field"]["name"]], STRATEGIES[config["strategy"]]
     reason = kind.refuse(constants_of(config), field, tasks)
-    one_frame = config["scenario"] != SEQUENCE and num_frames(tasks) == 1
+    is_known = config["scenario"] != SEQUENCE  # a table's tasks are not
+    one_frame = is_known and num_frames(tasks) == 1
+    masks = not is_known or any(head.kind == "mask" for head in heads_of(tasks))
+    apart = config["field"].get("separate_classes", False) and not masks
     time_scale = config["field"].get("time_scale", 1)
     knots, own = config["field"].get("knots", 0), getattr(field, "knots", 0)
     at_knots = not config["batch_size"] and config["field"].get("table_features") == 1
@@ -291,6 +293,7 @@ def _incompatible(config: Mapping[str, Any]) -> list[str]:
         f"field.time_scale = {time_scale} does nothing: the scenario has one frame.": (
             one_frame and time_scale != 1
         ),
+        "field.separate_classes = True does nothing: the scenario has no mask.": apart,
         f"field.knots = {knots} does nothing: only steps over every voxel, config.batch_size = 0, "
         "of one table feature ask at knots.": knots not in (0, own) and not at_knots,
     }

@@ -131,6 +131,10 @@ def test_a_value_that_would_do_nothing_is_refused(tmp_path):
     scaled["field"]["time_scale"] = 0.2
     with pytest.raises(ConfigError, match=r"time_scale = 0\.2 does nothing: the scenario has"):
         check_config(scaled)
+    apart = make_config("domain_expansion", "diner", "finetune")
+    apart["field"]["separate_classes"] = True
+    with pytest.raises(ConfigError, match="separate_classes = True does nothing: the scenario has"):
+        check_config(apart)
     config["data"]["dataset"] = "mine"
     with pytest.raises(ConfigError, match=r"dataset = 'mine' needs config\.data\.root"):
         read_data(config, ["domain_expansion"], tmp_path)

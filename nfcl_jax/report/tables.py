@@ -89,8 +89,6 @@ def _row_of_summary(key: dict[str, str], name: str, values: pd.Series) -> dict[s
 def format_mean(metric: str, mean: float, low: float, high: float, std: float = np.nan) -> str:
     """Such as "31.2 ± 1.4 [30.1, 32.4]" for a PSNR, "0.81 ± 0.02 [0.79, 0.83]" for others; what is
     NaN is left out."""
-    if np.isnan(mean):
-        return "-"
     ends = f" [{format_number(metric, low)}, {format_number(metric, high)}]"
     return format_score(metric, mean, std) + ("" if np.isnan(low) else ends)
 
