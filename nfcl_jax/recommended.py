@@ -29,9 +29,9 @@ class Recipe(NamedTuple):
 
 
 RECIPES = {
-    "pe_relu": Recipe(8e-3, 6e-3, 2.0, 3.0, 1.0, 12, 200, scale=0.95),
-    "siren": Recipe(2e-3, 3.5e-3, 0.22, 0.22, 0.1, 7, 2000),
-    "finer": Recipe(2e-3, 5e-3, 0.13, 0.3, 0.1, 10, 2000),
+    "pe_relu": Recipe(8e-3, 5.5e-3, 2.0, 3.0, 1.0, 12, 200, scale=0.95),
+    "siren": Recipe(2e-3, 3.5e-3, 0.22, 0.22, 0.1, 8, 2000),
+    "finer": Recipe(1e-3, 5e-3, 0.16, 0.4, 0.1, 13, 700),
 }
 RATES = ("learning_rate", "muon_rate", "later_factor", "mask_later_factor")
 DINER_WEIGHT, DINER_MASK_WEIGHT = 4, 10
@@ -39,7 +39,8 @@ SCHEDULE = {"schedule": "cosine", "warmup_steps": 50}
 DINER = {"keep_optimiser": True}
 # Penalties on parameters: they would outweigh a smaller loss of masks, and move entries back.
 HELD = ("ewc", "mas")
-COORDINATES = {"batch_size": 3456}  # fewer, to pay for what Muon costs
+# Fewer points, to pay for what Muon costs.
+COORDINATES = {"batch_size": 3456, "in_passes": True}
 
 
 def recommended(config: Mapping[str, Any]) -> dict[str, Any]:

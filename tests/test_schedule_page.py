@@ -102,9 +102,7 @@ def test_the_tables_of_passes_are_those_of_their_runs():
     for field in COORDINATES:
         drawn, passes = (by_muon(field, how)[4] for how in ("drawn", "passes"))
         assert (passes > drawn).all(axis=None), field
-    assert "SIREN's largest drop passes half a decibel" in " ".join(page.split())
-    over = [field for field in COORDINATES if largest_drop(by_muon(field, "passes")) > 0.5]
-    assert over == ["siren"]
+        assert largest_drop(by_muon(field, "passes")) <= 0.5, field
 
 
 def test_the_tables_of_schedules_are_those_of_their_runs():

@@ -12,7 +12,6 @@ from conftest import REPOSITORY
 from experiments.launch.grid import make_cells
 from nfcl_jax.config import read_config
 from nfcl_jax.fields import FIELDS
-from nfcl_jax.report.statistics import gap_closed
 from nfcl_jax.report.tables import markdown
 from nfcl_jax.scenarios import SCENARIOS
 from nfcl_jax.strategies import STRATEGIES
@@ -107,32 +106,6 @@ def table_of_whole_frames():
 
 def test_the_table_of_whole_frames_is_that_of_its_runs():
     assert table_of_whole_frames() in (REPOSITORY / "docs/strategies.md").read_text()
-
-
-def table_of_gaps(scenario, last):
-    """What the earlier tasks have when distillation has just learned them, and at the end, on
-    average; and where distillation stands between fine-tuning and those."""
-    rows = []
-    for field in FIELDS:
-        kept = {}
-        for strategy in ("finetune", "distillation", "joint"):
-            psnr = matrix("recommended", scenario, field, "psnr", strategy)
-            kept[strategy] = np.mean([psnr[last, task] for task in range(1, last)], axis=0)
-        psnr = matrix("recommended", scenario, field, "psnr")
-        learned = np.mean([psnr[task, task] for task in range(1, last)], axis=0)
-        row = {"field": FIELDS[field].title, "when learned": f"{learned.mean():.1f}"}
-        row |= {f"`{name}`": f"{values.mean():.1f}" for name, values in kept.items()}
-        for title, mark in (("kept", learned), ("gap closed", kept["joint"])):
-            closed = gap_closed(kept["distillation"], kept["finetune"], mark)
-            row[f"{title}, %"] = "-" if np.isnan(closed) else f"{closed:.0f}"
-        rows.append(row)
-    return markdown(pd.DataFrame(rows))
-
-
-def test_the_tables_of_gaps_are_those_of_their_runs():
-    page = (REPOSITORY / "docs/strategies.md").read_text()
-    assert table_of_gaps("domain_expansion", 4) in page
-    assert table_of_gaps("signal_expansion", 2) in page
 
 
 def table_of_twelve_frames():
