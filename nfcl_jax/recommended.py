@@ -39,7 +39,7 @@ SCHEDULE = {"schedule": "cosine", "warmup_steps": 50}
 DINER = {"keep_optimiser": True}
 # Penalties on parameters: they would outweigh a smaller loss of masks, and move entries back.
 HELD = ("ewc", "mas")
-# Fewer points, to pay for what Muon costs.
+# Fewer points, to pay for what Muon costs; in passes, which leave no voxel out.
 COORDINATES = {"batch_size": 3456, "in_passes": True}
 
 

@@ -26,7 +26,7 @@ def gaps(scenario, last):
         for title, end, mark in (
             ("kept", kept["distillation"], learned),
             ("gap closed", kept["distillation"], kept["joint"]),
-            ("if none were lost", learned, kept["joint"]),
+            ("if nothing were lost", learned, kept["joint"]),
         ):
             row[f"{title}, %"] = gap_closed(end, kept["finetune"], mark)
         found[field] = row
@@ -53,7 +53,7 @@ def test_what_is_said_of_the_gaps_is_that_of_their_runs():
     frames, image = gaps("domain_expansion", 4), gaps("signal_expansion", 2)
     closed, at_most = (
         {field: [own[field][f"{title}, %"] for own in (frames, image)] for field in FIELDS}
-        for title in ("gap closed", "if none were lost")
+        for title in ("gap closed", "if nothing were lost")
     )
     low, high = (
         " to ".join(f"{end(own['siren'] + own['finer']):.0f}" for end in (min, max))
@@ -61,7 +61,7 @@ def test_what_is_said_of_the_gaps_is_that_of_their_runs():
     )
     said = (
         f"SIREN and FINER close {low}% of the gap to it, PE-ReLU {closed['pe_relu'][0]:.0f}% in "
-        f"frames and {closed['pe_relu'][1]:.0f}% in the image, and had nothing been lost, it would "
+        f"frames and {closed['pe_relu'][1]:.0f}% in the image. If nothing were lost, these would "
         f"be {high}%, {at_most['pe_relu'][0]:.0f}% and {at_most['pe_relu'][1]:.0f}%"
     )
     assert said in " ".join((REPOSITORY / "docs/strategies.md").read_text().split())

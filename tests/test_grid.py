@@ -125,6 +125,7 @@ def test_the_recommended_grid_differs_from_the_papers_in_how_fields_are_fitted(t
         same |= {"separate_classes": False} if apart else {}
         assert own["field"] | same == shipped["field"] | {"time_scale": 1.0}
         assert own["field"].get("scale") == (0.95 if own["field"]["name"] == "pe_relu" else None)
+        assert own["in_passes"] == (own["field"]["name"] != "diner")
         if own["scenario"] == "signal_expansion" and own["strategy"] == "finetune":
             factors[own["field"]["name"]] = own["later_factor"], own["mask_later_factor"]
         if cell.name == "signal_expansion-siren-distillation-seed0":

@@ -132,6 +132,7 @@ def test_the_engine_is_that_of_a_table(tmp_path):
     settings = {k: v for k, v in FEW.items() if k not in ("num_steps", "batch_size")}
     paper = {"muon_rate": 0.0, "learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 0}
     paper |= {
+        "in_passes": False,
         "later_factor": 1.0,
         "mask_later_factor": 1.0,
         "field.time_scale": 1.0,
@@ -151,7 +152,8 @@ def test_the_recommended_recipe_is_the_default(tmp_path):
     config = learn(tmp_path).config
     assert config["muon_rate"] == RECIPES["siren"].muon_rate
     assert config["distillation"]["weight"] == RECIPES["siren"].weight
-    assert config["mask_factor"] == pytest.approx(7 / 2000)
+    assert config["mask_factor"] == RECIPES["siren"].weight / RECIPES["siren"].mask_weight
+    assert config["in_passes"]
     for strategy in ("distillation", "ewc"):
         diner = recommended(make_config("sequence", "diner", strategy))
         assert diner["field"]["separate_classes"] == (strategy == "distillation")

@@ -199,14 +199,14 @@ def test_the_readme_says_what_the_recipe_reaches():
         own = matrix("recommended", "signal_expansion", field, "psnr")
         of_images.append((own[1, 1] - own[2, 1]).max())
 
-    def most(values):
+    def most(values, digits):
         """A bound: rounded up."""
-        return np.ceil(10 * max(values)) / 10
+        return np.ceil(10**digits * max(values)) / 10**digits
 
     ends = [psnr[run][4, 1].mean() for run in both]
     words = (
         f"no earlier frame of a field that takes coordinates then drops by more than "
-        f"{most(drops):.1f} dB, no image by more than {most(of_images):.1f} dB when its mask is "
+        f"{most(drops, 1)} dB, no image by more than {most(of_images, 2)} dB when its mask is "
         f"learned, and SIREN's first frame ends at {ends[0]:.1f} dB instead of "
         f"{ends[1]:.1f}"
     )
