@@ -280,8 +280,8 @@ def _incompatible(config: Mapping[str, Any]) -> list[str]:
     reason = kind.refuse(constants_of(config), field, tasks)
     is_known = config["scenario"] != SEQUENCE  # a table's tasks are not
     one_frame = is_known and num_frames(tasks) == 1
-    masks = not is_known or any(head.kind == "mask" for head in heads_of(tasks))
-    apart = config["field"].get("separate_classes", False) and not masks
+    no_mask = is_known and all(head.kind != "mask" for head in heads_of(tasks))
+    apart = no_mask and config["field"].get("separate_classes", False)
     time_scale = config["field"].get("time_scale", 1)
     knots, own = config["field"].get("knots", 0), getattr(field, "knots", 0)
     at_knots = not config["batch_size"] and config["field"].get("table_features") == 1

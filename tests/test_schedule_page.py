@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 from conftest import REPOSITORY
-from test_strategies_page import ROWS, matrix
+from test_strategies_page import ROWS, largest_drop, matrix
 
 from configs import sequence
 from nfcl_jax.config import read_config
@@ -77,10 +77,6 @@ def by_muon(field):
     passes = matrix("recommended", "domain_expansion", field, "psnr")
     assert list(drawn.index) == list(passes.index)
     return drawn, passes
-
-
-def largest_drop(psnr):
-    return max((psnr[task, task] - psnr[4, task]).max() for task in (1, 2, 3))
 
 
 def table_of_passes_by_muon():

@@ -153,21 +153,17 @@ def run_cells(
     return failed
 
 
-def overrides_of_none(overrides: str, cells: Iterable[Cell]) -> list[str]:
+def overrides_of_none(overrides: str, cells: Sequence[Cell]) -> list[str]:
     """The words of `config.overrides` that are for no cell, nor for one with another scenario,
     field or strategy, which the grid may leave out."""
-    cells = list(cells)
-    could_be = [
-        f"{scenario}-{field}-{strategy}-seed{seed}"
-        for scenario, field, strategy in itertools.product(SCENARIOS, FIELDS, STRATEGIES)
-        for seed in {cell.config["seed"] for cell in cells}
-    ]
+    seeds = {cell.config["seed"] for cell in cells}
+    could_be = itertools.product(SCENARIOS, FIELDS, STRATEGIES, [f"seed{seed}" for seed in seeds])
+    names = [cell.name for cell in cells] + ["-".join(parts) for parts in could_be]
     return [
         word
         for word in split_words(overrides)
-        if not any(words.is_for(word, cell.name, cell.config) for cell in cells)
-        and word.partition(":")[0] not in FIELDS
-        and not words.matching(could_be, [word.partition(":")[0]])
+        if (pattern := word.partition(":")[0]) not in FIELDS
+        and not words.matching(names, [pattern])
     ]
 
 
